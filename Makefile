@@ -26,7 +26,7 @@ help:
 	@echo 'make lint    formatter, linter, types and the order of the layers'
 	@echo 'make format  lay the code out'
 	@echo 'make check   lint and test'
-	@echo 'make setup   the virtual environment in $(VENV) only (PYTHON=python3.12)'
+	@echo 'make setup   the virtual environment in $(VENV) only (PYTHON=python3.12; remove $(VENV) to change it)'
 	@echo 'make clean   remove what make and the tests made, except $(VENV), data/ and runs/'
 
 setup: $(STAMP)
@@ -38,8 +38,8 @@ $(STAMP):
 	    "$$python" -m venv --clear $(VENV) || { \
 	        echo "remanence: $$python cannot make a virtual environment: install its venv module (on Debian and Ubuntu: apt install python3-venv) and run make again." >&2; exit 1; }; \
 	fi
-	@echo "remanence: installing into $(VENV) (once; PyTorch is large)"
-	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_INSTALL_FLAGS) --constraint constraints.txt --editable '.[all,dev]'
+	@echo "remanence: installing into $(VENV) (once; PyTorch is large, which may take minutes)"
+	@$(RUN) -m pip install $$([ -t 1 ] || echo --quiet) --disable-pip-version-check $(PIP_INSTALL_FLAGS) --constraint constraints.txt --editable '.[all,dev]'
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
