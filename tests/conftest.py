@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jaxtyping
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # Workers would fight for the cores, and results would depend on how many there are.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+
+# Wherever shapes stand in signatures they are checked, by the name of each axis. The numeric tower lets 0 be a float.
+jaxtyping.install_import_hook(
+    ["remanence.memory", "remanence.ops", "remanence.nn", "remanence.models"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +35,22 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 (the libraries below us may still draw from it)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def shapes_unchecked_once_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that compiles gives up checking shapes from there on: the checks cannot be part of one compiled graph."""
+    import torch
+
+    plain = torch.compile
+
+    def compile_without_checks(*arguments: Any, **options: Any) -> Any:
+        jaxtyping.config.update("jaxtyping_disable", True)
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(torch, "compile", compile_without_checks)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")
