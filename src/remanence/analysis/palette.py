@@ -1,0 +1,64 @@
+"""Colours and names, the same in every plot, table and page.
+
+The three model colours are Okabe and Ito's, which people with any common colour vision tell apart; a marker and a
+label beside each line say the same without colour. Every colour has a twin for dark pages: plots are drawn with the
+light one, and `remanence.analysis.svg` turns it into a CSS variable that the page sets for both.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Colour(NamedTuple):
+    """A CSS variable name with its value on light and on dark pages."""
+
+    name: str
+    light: str
+    dark: str
+
+
+INK = Colour("ink", "#1d2126", "#e7e9ec")
+MUTED = Colour("muted", "#5b6470", "#a3abb5")
+GRID = Colour("grid", "#dfe3e8", "#343a42")
+
+_MODELS = {
+    "transformer": (Colour("transformer", "#6f7780", "#a9b1ba"), "s", "No memory"),
+    "transformer-xl": (Colour("transformer-xl", "#0072b2", "#56a8e0"), "o", "Transformer-XL"),
+    "lamemo": (Colour("lamemo", "#c94f00", "#f58a3c"), "^", "LaMemo"),
+}
+_OTHERS = (
+    (Colour("other-1", "#00805c", "#34c79a"), "D"),
+    (Colour("other-2", "#a8487f", "#e58fbd"), "v"),
+    (Colour("other-3", "#8a6d00", "#d9b82e"), "P"),
+)
+
+# Layers are ordered, so their colours are: dark to light on white, light to dark on black.
+LAYERS = (
+    Colour("layer-1", "#46237a", "#cdb4f6"),
+    Colour("layer-2", "#2f4b9c", "#9fb6ff"),
+    Colour("layer-3", "#1b74a8", "#6fc3ea"),
+    Colour("layer-4", "#0d7d77", "#57d1c4"),
+    Colour("layer-5", "#47801f", "#9bd67a"),
+    Colour("layer-6", "#7d6f00", "#e0d25a"),
+)
+
+ALL = (INK, MUTED, GRID, *(entry[0] for entry in _MODELS.values()), *(entry[0] for entry in _OTHERS), *LAYERS)
+
+
+def model_colour(architecture: str) -> Colour:
+    return _MODELS[architecture][0] if architecture in _MODELS else _other(architecture)[0]
+
+
+def model_marker(architecture: str) -> str:
+    return _MODELS[architecture][1] if architecture in _MODELS else _other(architecture)[1]
+
+
+def model_label(architecture: str) -> str:
+    """What people call the architecture: "lamemo" -> "LaMemo", "transformer" -> "No memory"."""
+    return _MODELS[architecture][2] if architecture in _MODELS else architecture.replace("-", " ").capitalize()
+
+
+def _other(architecture: str) -> tuple[Colour, str]:
+    # The name alone decides, so that a model keeps its colour whatever it is drawn beside.
+    return _OTHERS[sum(architecture.encode()) % len(_OTHERS)]

@@ -1,0 +1,300 @@
+"""The page that shows a comparison: one HTML file that needs nothing beside it, not even a network.
+
+Plots are SVG inside the page, every plot has its numbers in a table under it, colours follow the reader's light or dark
+setting, and all text from outside is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from string import Template
+
+from matplotlib.figure import Figure
+
+from remanence.analysis import palette, plots
+from remanence.analysis.comparison import Comparison, CurvePoint, ModelFindings, PositionScore
+from remanence.analysis.palette import model_colour, model_label
+from remanence.analysis.svg import inline_svg
+from remanence.analysis.wording import Finding, duration, verdict
+
+LIMITS = (
+    "One seed. Another would move every number a little; the ± beside a difference speaks of the test text only.",
+    "One text, one small size and a few minutes. Which memory is better when models are large and well trained is "
+    "not answered here.",
+    "The model without memory sees at most one segment. A longer segment would help it, at a cost that grows with the "
+    "square of the length; what is compared here is what a memory adds to the same segment.",
+    "Seconds depend on the machine and on what else it was doing.",
+)
+
+
+def render(comparison: Comparison) -> str:
+    """The whole page as text."""
+    template = Template(files("remanence.analysis").joinpath("report.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=escape(comparison.title),
+        light=_variables(lambda colour: colour.light),
+        dark=_variables(lambda colour: colour.dark),
+        subtitle=_subtitle(comparison),
+        cards="\n".join(_card(comparison, model) for model in comparison.models),
+        findings="\n".join(_finding(finding) for finding in verdict(comparison)),
+        scores=_scores(comparison),
+        figures="\n".join(_figures(comparison)),
+        sample=_sample(comparison),
+        protocol=facts("How the scores were taken", comparison.protocol),
+        settings=facts("What all models share", comparison.settings),
+        recipes="\n".join(
+            f"<details><summary>The whole recipe of {escape(model_label(name))}</summary>"
+            f"<pre>{escape(recipe)}</pre></details>"
+            for name, recipe in comparison.recipes.items()
+        ),
+        limits="\n".join(f"<li>{escape(limit)}</li>" for limit in (*comparison.notes, *LIMITS)),
+        footer=_footer(comparison),
+    )
+
+
+def table(
+    caption: str, headers: Sequence[str], rows: Sequence[Sequence[str]], strong: Sequence[tuple[int, int]] = ()
+) -> str:
+    """A table with the first cell of each row as its heading; cells named in `strong` (row, column) are set bold.
+
+    It scrolls inside its own frame where the page is narrower than the table, by keyboard too.
+    """
+    head = "".join(f'<th scope="col">{escape(header)}</th>' for header in headers)
+    body = []
+    for i, row in enumerate(rows):
+        cells = [f"<strong>{escape(cell)}</strong>" if (i, j) in strong else escape(cell) for j, cell in enumerate(row)]
+        body.append(
+            f'<tr><th scope="row">{cells[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in cells[1:]) + "</tr>"
+        )
+    return (
+        f'<p class="caption">{escape(caption)}</p>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def facts(caption: str, entries: dict[str, str]) -> str:
+    """A table of labels and sentences."""
+    rows = "".join(
+        f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>' for key, value in entries.items()
+    )
+    return f'<p class="caption">{escape(caption)}</p><table class="facts"><tbody>{rows}</tbody></table>'
+
+
+def _variables(value) -> str:
+    return "\n".join(f"  --{colour.name}: {value(colour)};" for colour in palette.ALL)
+
+
+def _subtitle(comparison: Comparison) -> str:
+    tokens = max((model.tokens for model in comparison.models), default=0)
+    return escape(
+        f"{len(comparison.models)} models, each trained on the same {tokens / 1e6:.2f} million tokens of "
+        f"{comparison.text.source}. Everything together took {duration(comparison.seconds)}."
+    )
+
+
+def _card(comparison: Comparison, model: ModelFindings) -> str:
+    score = model.at_memory(comparison.memory_length)
+    bits = f"{score.bits:.3f}" if score else "–"
+    memory = f"memory of {comparison.memory_length} tokens" if model.remembers else "each segment on its own"
+    return (
+        f'<li class="card" style="--model: var(--{model_colour(model.architecture).name})">'
+        f"<h3>{escape(model_label(model.architecture))}</h3><strong>{bits}</strong>"
+        f'<p>{escape(comparison.unit)}</p><p class="quiet small">{memory}<br>{model.seconds:.0f} s of training · '
+        f"{model.parameters / 1e6:.2f} M parameters</p></li>"
+    )
+
+
+def _finding(finding: Finding) -> str:
+    kind, mark = {True: ("good", "✓"), False: ("bad", "✗"), None: ("", "·")}[finding.good]
+    return f'<li class="{kind}" data-mark="{mark}">{escape(finding.text)}</li>'
+
+
+def score_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], list[tuple[int, int]]]:
+    """Headers, rows and the best cell of each memory length, for the table here and the one in the terminal."""
+    lengths = comparison.memory_lengths
+    headers = ["Model", *(f"memory {length}" for length in lengths), "training", "per step", "parameters"]
+    rows, strong = [], []
+    for model in comparison.models:
+        scores = {score.memory_length: score.bits for score in model.by_memory}
+        rows.append(
+            [
+                model_label(model.architecture),
+                *(f"{scores[length]:.3f}" if length in scores else "–" for length in lengths),
+                f"{model.seconds:.0f} s",
+                f"{1000 * model.seconds / max(1, model.steps):.0f} ms",
+                f"{model.parameters / 1e6:.2f} M",
+            ]
+        )
+    for column in range(1, 1 + len(lengths)):
+        values = {row: float(cells[column]) for row, cells in enumerate(rows) if cells[column] != "–"}
+        strong += [(row, column) for row, value in values.items() if value == min(values.values()) and len(values) > 1]
+    return headers, rows, strong
+
+
+def _scores(comparison: Comparison) -> str:
+    headers, rows, strong = score_rows(comparison)
+    return table(
+        f"{comparison.unit.capitalize()} on the test text by memory length at test time (lower is better; all were "
+        f"trained with {comparison.memory_length} tokens of memory, or none)",
+        headers,
+        rows,
+        strong,
+    )
+
+
+def _figures(comparison: Comparison) -> list[str]:
+    names = ", ".join(model_label(model.architecture) for model in comparison.models)
+    unit = comparison.unit
+    found = [
+        _figure(
+            "by-memory",
+            "A longer memory at test time",
+            "The same trained weights, given more or less memory when they are tested. Distances no weight has seen "
+            "are held at the largest one trained.",
+            plots.bits_by_memory(comparison),
+            f"Line chart of {unit} by memory length at test time for {names}.",
+            _memory_table(comparison),
+        ),
+        _figure(
+            "by-segment",
+            "Where in its segment a token stands",
+            "Without memory every segment starts from nothing; a memory bridges the cut.",
+            plots.bits_by_segment_position(comparison),
+            f"Line chart of {unit} by position in the segment for {names}.",
+            _position_table(comparison, "Position in segment", lambda model: model.by_segment_position),
+        ),
+        _figure(
+            "by-document",
+            "How far into its document a token stands",
+            "All models start a document with nothing. Parts of a document differ in how hard they are, so compare the "
+            "lines with each other more than along the axis.",
+            plots.bits_by_document_position(comparison),
+            f"Line chart of {unit} by position in the document, on a logarithmic axis, for {names}.",
+            _position_table(comparison, "Position in document", lambda model: model.by_document_position),
+        ),
+    ]
+    found += [
+        _figure(
+            f"interpolation-{model.architecture}",
+            f"What {model_label(model.architecture)} keeps",
+            "Each memory slot mixes what it had read before with what it reads now to its right. α is the share of the "
+            "old; 1 means nothing new was taken in. Mean over heads, lanes and test text.",
+            plots.interpolation_by_age(model, comparison.segment_length),
+            f"Line chart of the interpolation weight alpha of {model_label(model.architecture)} by age of the memory "
+            "slot, one line per layer.",
+            _interpolation_table(model),
+        )
+        for model in comparison.models
+        if model.interpolation
+    ]
+    if any(model.training or model.validation for model in comparison.models):
+        curves = _curve_table(comparison)
+        found += [
+            _figure(
+                "by-tokens",
+                "Learning, by tokens read",
+                "Faint lines: the text being trained on. Marked points: validation text.",
+                plots.curves_by_tokens(comparison),
+                f"Line chart of {unit} by tokens read for {names}.",
+                curves,
+            ),
+            _figure(
+                "by-seconds",
+                "Learning, by seconds of training",
+                "The same curves against what they cost. Dotted lines lead from a model's end to its name.",
+                plots.curves_by_seconds(comparison),
+                f"Line chart of {unit} by seconds of training for {names}.",
+                curves,
+            ),
+        ]
+    return found
+
+
+def _figure(name: str, title: str, text: str, figure: Figure, description: str, numbers: str) -> str:
+    return (
+        f"<figure><figcaption><h3>{escape(title)}</h3><p>{escape(text)}</p></figcaption>"
+        f"{inline_svg(figure, name, description)}<details><summary>The numbers</summary>{numbers}</details></figure>"
+    )
+
+
+def _memory_table(comparison: Comparison) -> str:
+    rows = [
+        [
+            model_label(model.architecture),
+            str(score.memory_length),
+            f"{score.bits:.4f}",
+            f"{score.tokens:,}",
+            f"{score.seconds:.1f} s",
+            "held" if score.held else "as they are",
+        ]
+        for model in comparison.models
+        for score in model.by_memory
+    ]
+    headers = ["Model", "Memory", comparison.unit.capitalize(), "Tokens scored", "Time", "Distances"]
+    return table("Score and cost of each memory length", headers, rows)
+
+
+def _position_table(comparison: Comparison, what: str, scores) -> str:
+    columns: dict[tuple[int, int], dict[str, PositionScore]] = {}
+    for model in comparison.models:
+        for score in scores(model):
+            columns.setdefault((score.begin, score.end), {})[model.architecture] = score
+    names = [model.architecture for model in comparison.models]
+    rows = []
+    for (begin, end), found in sorted(columns.items()):
+        count = max(score.tokens for score in found.values())
+        cells = [f"{found[name].bits:.3f}" if name in found else "–" for name in names]
+        rows.append([f"{begin + 1}–{end}" if end > begin + 1 else str(end), *cells, f"{count:,}"])
+    return table(
+        f"{comparison.unit.capitalize()} by position, counted from 1", [what, *map(model_label, names), "Tokens"], rows
+    )
+
+
+def _interpolation_table(model: ModelFindings) -> str:
+    length = max(map(len, model.interpolation))
+    ages = sorted({1, *range(length // 8, length + 1, max(1, length // 8)), length} - {0})
+    headers = ["Age of slot", *(f"Layer {index + 1}" for index in range(len(model.interpolation)))]
+    rows = [[str(age), *(f"{weights[age - 1]:.3f}" for weights in model.interpolation)] for age in ages]
+    return table("Share of the old content kept (α)", headers, rows)
+
+
+def _curve_table(comparison: Comparison) -> str:
+    def cell(point: CurvePoint | None) -> list[str]:
+        return [f"{point.bits:.3f}", f"{point.seconds:.0f} s"] if point else ["–", "–"]
+
+    curves = [{point.tokens: point for point in model.validation} for model in comparison.models]
+    headers = ["Tokens"]
+    for model in comparison.models:
+        headers += [model_label(model.architecture), "after"]
+    rows = [
+        [f"{tokens:,}", *(text for curve in curves for text in cell(curve.get(tokens)))]
+        for tokens in sorted({tokens for curve in curves for tokens in curve})
+    ]
+    return table(f"{comparison.unit.capitalize()} on the validation text", headers, rows)
+
+
+def _sample(comparison: Comparison) -> str:
+    sample = comparison.sample
+    if sample is None:
+        return ""
+    return (
+        '<section aria-labelledby="sample"><h2 id="sample">What it writes</h2>'
+        f"<p>{escape(model_label(sample.architecture))} goes on from the grey text ({escape(sample.settings)}). After "
+        "so short a training, expect the look of the text rather than its sense.</p>"
+        f'<pre><span class="given">{escape(sample.prompt)}</span>{escape(sample.text)}</pre></section>'
+    )
+
+
+def _footer(comparison: Comparison) -> str:
+    parts = [
+        f"Remanence {comparison.version}",
+        comparison.date,
+        *(f"{key}: {value}" for key, value in comparison.machine.items()),
+    ]
+    lines = f"<p>{escape(' · '.join(part for part in parts if part))}</p>"
+    if comparison.command:
+        lines += f"<p>Made by <code>{escape(comparison.command)}</code></p>"
+    return lines
