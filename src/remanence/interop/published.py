@@ -1,0 +1,222 @@
+"""Weights of the published implementations of LaMemo and Transformer-XL.
+
+`from_published` turns a mapping of official names to arrays into a model of this library. Every official tensor is a
+parameter here, or some rows of one; the table is `published_layout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy
+import torch
+from torch import Tensor
+
+from remanence.errors import InputError
+from remanence.models import LaMemoConfig, LanguageModel, TransformerXLConfig, build
+from remanence.models.base import ModelConfig
+
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "n_layer": "num_layers",
+    "d_model": "model_width",
+    "n_head": "num_heads",
+    "d_head": "head_width",
+    "d_inner": "feed_forward_width",
+    "mem_len": "memory_length",
+}
+_ATTENTION_TYPES = {
+    0: None,
+    1: None,
+    3: "disentangled",
+    31: "transformer-xl",
+    32: "disentangled-content",
+    33: "disentangled",
+}
+_BUFFERS = ("train_logits_constant", "eval_logits_constant", "inv_freq")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an official tensor lies: rows of a parameter (all without `rows`), in reverse order when `flipped`."""
+
+    parameter: str
+    rows: slice | int | None = None
+    flipped: bool = False
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The official tensor, taken out of the parameter (or out of its gradient)."""
+        part = tensor if self.rows is None else tensor[self.rows]
+        return part.flip(0) if self.flipped else part
+
+
+def from_published(
+    kind: Literal["lamemo", "transformer-xl"], weights: Mapping[str, Any], config: Mapping[str, Any]
+) -> LanguageModel:
+    """A model with published weights, in evaluation mode and in the dtype of the weights.
+
+    Args:
+        kind: which published implementation the names come from.
+        weights: official name to array (or tensor); a `module.` prefix, tied duplicates and buffers are accepted.
+        config: the official settings: vocab_size, n_layer, n_head, d_model, d_head, d_inner, mem_len, and where they
+            differ from the defaults clamp_len, same_length, pre_norm, layer_norm_eps, attn_type (or position and
+            window), interpolation_eps, d_embed, cutoffs, div_val, tie_projs, memory_init, segment_lengths.
+
+    Raises InputError that names each entry which is missing, left over or misshapen.
+    """
+    named = {name.removeprefix("module."): _tensor(name, value) for name, value in weights.items()}
+    settings = _config(kind, config, named)
+    model = build(settings, seed=0)
+    layout = published_layout(model, kind)
+    dtypes = {tensor.dtype for name, tensor in named.items() if name in layout}
+    if len(dtypes) > 1:
+        raise InputError(f"The weights have several types ({', '.join(map(str, dtypes))}); give all of them in one.")
+    model = model.to(dtypes.pop() if dtypes else torch.float32)
+    parameters = dict(model.named_parameters())
+
+    missing = [name for name in layout if name not in named]
+    extra = [name for name in named if name not in layout and not name.endswith(_BUFFERS)]
+    wrong = [
+        f"{name} is {tuple(named[name].shape)} instead of {tuple(place.of(parameters[place.parameter]).shape)}"
+        for name, place in layout.items()
+        if name in named and named[name].shape != place.of(parameters[place.parameter]).shape
+    ]
+    if missing or extra or wrong:
+        told = [
+            f"{len(what)} {label} ({'; '.join(what[:8])}{'; ...' if len(what) > 8 else ''})"
+            for what, label in ((missing, "missing"), (extra, "unknown"), (wrong, "misshapen"))
+            if what
+        ]
+        raise InputError(f"The weights do not fit the {kind} configuration: {', '.join(told)}; give the matching pair.")
+    _check_ties(layout, named)
+    with torch.no_grad():
+        for name, place in layout.items():
+            place_of = named[name].flip(0) if place.flipped else named[name]
+            target = parameters[place.parameter]
+            (target if place.rows is None else target[place.rows]).copy_(place_of)
+    return model.eval()
+
+
+def published_layout(model: LanguageModel, kind: str) -> dict[str, Place]:
+    """Where each official tensor lies in a model of this library. Tied tensors appear under all their names."""
+    return dict(_layout(model, kind))
+
+
+def _layout(model: LanguageModel, kind: str) -> Iterator[tuple[str, Place]]:
+    config: Any = model.config
+    tables, edges = len(model.embedding.tables), model.embedding.edges
+    for number in range(tables):
+        yield f"word_emb.emb_layers.{number}.weight", Place(f"embedding.tables.{number}")
+        yield f"crit.out_layers.{number}.weight", Place(f"embedding.tables.{number}")
+        rows = None if tables == 1 else slice(edges[number], edges[number + 1])
+        yield f"crit.out_layers.{number}.bias", Place("head.bias", rows)
+    projections = len(model.embedding.projections)
+    for number in range(projections):
+        yield f"word_emb.emb_projs.{number}", Place(f"embedding.projections.{number}")
+    if projections:
+        for number in range(len(edges) - 1):
+            own = str(number) in model.head.projections
+            tied = f"embedding.projections.{min(number, projections - 1)}"
+            yield f"crit.out_projs.{number}", Place(f"head.projections.{number}" if own else tied)
+    if config.cutoffs:
+        # The published code counts tail slots from the end.
+        yield "crit.cluster_weight", Place("head.cluster_weight", flipped=True)
+        yield "crit.cluster_bias", Place("head.cluster_bias", flipped=True)
+
+    yield "r_w_bias", Place("biases.content")
+    if config.position == "learned":
+        yield "r_emb", Place("learned.table")
+        yield "r_bias", Place("learned.distance_bias")
+    else:
+        yield "r_r_bias", Place("biases.position")
+    if kind == "lamemo" and isinstance(config, LaMemoConfig):
+        if config.position != "transformer-xl":
+            yield "r_r_bias_future", Place("ahead_biases.position")
+        if config.position == "disentangled-content":
+            yield "r_w_bias_future", Place("ahead_biases.content")
+    inner = config.num_heads * config.head_width
+    for number in range(config.num_layers):
+        theirs, ours = f"layers.{number}", f"layers.{number}"
+        joint = f"{ours}.queries_keys_values.weight"
+        if isinstance(config, LaMemoConfig):
+            yield f"{theirs}.dec_attn.q_net.weight", Place(joint, slice(0, inner))
+            yield f"{theirs}.dec_attn.kv_net.weight", Place(joint, slice(inner, 3 * inner))
+        else:
+            yield f"{theirs}.dec_attn.qkv_net.weight", Place(joint)
+        if config.position != "learned":
+            yield f"{theirs}.dec_attn.r_net.weight", Place(f"{ours}.positions.weight")
+        yield f"{theirs}.dec_attn.o_net.weight", Place(f"{ours}.output.weight")
+        for part in ("weight", "bias"):
+            yield f"{theirs}.dec_attn.layer_norm.{part}", Place(f"{ours}.norm_attention.{part}")
+            yield f"{theirs}.pos_ff.CoreNet.0.{part}", Place(f"{ours}.feed_forward_in.{part}")
+            yield f"{theirs}.pos_ff.CoreNet.3.{part}", Place(f"{ours}.feed_forward_out.{part}")
+            yield f"{theirs}.pos_ff.layer_norm.{part}", Place(f"{ours}.norm_feed_forward.{part}")
+
+
+def _config(kind: str, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ModelConfig:
+    if kind not in ("lamemo", "transformer-xl"):
+        raise InputError(f"The kind {kind!r} is not known; give 'lamemo' or 'transformer-xl'.")
+    absent = [name for name in _SIZES if name not in config]
+    if absent:
+        raise InputError(f"The published configuration lacks {', '.join(absent)}; give them all.")
+    settings: dict[str, Any] = {ours: _integer(theirs, config[theirs]) for theirs, ours in _SIZES.items()}
+    clamp = _integer("clamp_len", config.get("clamp_len", -1))
+    settings |= {
+        "segment_length": max(config.get("segment_lengths") or [1]),
+        "dropout": float(config.get("dropout", 0.0)),
+        "attention_dropout": float(config.get("dropatt", 0.0)),
+        "norm": "pre" if config.get("pre_norm", config.get("pre_lnorm", False)) else "post",
+        "clamp_length": clamp if clamp > 0 else None,
+        "same_length": bool(config.get("same_length", False)),
+        "layer_norm_epsilon": float(config.get("layer_norm_eps", 1e-5)),
+        "embedding_width": config.get("d_embed"),
+        "cutoffs": tuple(config.get("cutoffs") or ()),
+        "div_value": int(config.get("div_val", 1)),
+        "tie_projections": tuple(bool(tie) for tie in config.get("tie_projs") or ()),
+        "share_position_biases": weights["r_w_bias"].dim() == 2 if "r_w_bias" in weights else True,
+    }
+    attention = config.get("attn_type", 0 if kind == "transformer-xl" else None)
+    if attention is not None and attention not in _ATTENTION_TYPES:
+        raise InputError(f"attn_type {attention!r} is not known; it must be one of {sorted(_ATTENTION_TYPES)}.")
+    recurrent = attention in (0, 1) or (attention is None and config.get("model") == "TransformerXL")
+    if recurrent:
+        if attention == 1 or config.get("position") == "learned":
+            settings["position"] = "learned"
+            if "r_emb" in weights and weights["r_emb"].dim() == 4:
+                # The table's size is what training fixed: its segment and memory together.
+                settings["segment_length"] = max(weights["r_emb"].shape[1] - settings["memory_length"], 1)
+        settings["memory_init"] = config.get("memory_init", "empty")
+        return TransformerXLConfig(**settings)
+    settings["position"] = config.get("position") or _ATTENTION_TYPES[attention or 3]
+    settings["window"] = config.get("window") or ("full" if attention == 33 else "right")
+    epsilon = config.get("interpolation_eps")
+    settings["interpolation_epsilon"] = 1e-6 if epsilon is None else float(epsilon)
+    return LaMemoConfig(**settings)
+
+
+def _check_ties(layout: Mapping[str, Place], weights: Mapping[str, Tensor]) -> None:
+    """Two official names of one parameter must hold the same values."""
+    first: dict[str, str] = {}
+    for name, place in layout.items():
+        if place.rows is None:
+            other = first.setdefault(place.parameter, name)
+            if other != name and not torch.equal(weights[name], weights[other]):
+                raise InputError(
+                    f"{name} and {other} are tied but hold different values; give weights in which they are equal, or "
+                    "a configuration that does not tie them."
+                )
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    try:
+        return value.detach() if isinstance(value, Tensor) else torch.from_numpy(numpy.array(value))
+    except TypeError:
+        raise InputError(f"The weight {name} is not an array of numbers; give arrays or tensors.") from None
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"The published setting {name} is {value!r}, but it must be a whole number.")
+    return value

@@ -1,0 +1,330 @@
+"""What a model remembers between segments.
+
+A `Memory` is a value: an immutable tree of tensors that a model is given and gives back. Nothing a model knows of the
+past lives anywhere else, which is what makes truncated backpropagation, sessions, lanes and exact resume short.
+
+Shapes
+    B   lanes: independent token streams in a batch; the first axis of every tensor
+    M   remembered positions (slots), oldest first, right-aligned: the newest is always the last
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import safetensors
+import torch
+from jaxtyping import Bool
+from safetensors.torch import save
+from torch import Tensor
+
+from remanence.errors import InputError
+from remanence.files import writing
+
+FORMAT = "remanence-memory-1"
+
+Some = TypeVar("Some", bound="Memory")
+"""The kind of memory that an operation was given and gives back."""
+
+
+def per_slot() -> Any:
+    """A field of tensors shaped (B, M, ...): resizing keeps its newest rows."""
+    return dataclasses.field(metadata={"role": "slot"})
+
+
+def per_lane(**options: Any) -> Any:
+    """A field of tensors shaped (B, ...) without a slot axis, or a memory within this one."""
+    return dataclasses.field(metadata={"role": "lane"}, **options)
+
+
+def static(**options: Any) -> Any:
+    """A field that is the same for all lanes and no tensor: an int, a bool, or None."""
+    return dataclasses.field(metadata={"role": "static"}, **options)
+
+
+def derived(**options: Any) -> Any:
+    """A field that can be computed again from the weights: not saved, not touched by lane operations."""
+    return dataclasses.field(metadata={"role": "derived"}, **options)
+
+
+@dataclass(frozen=True)
+class Distances:
+    """The largest distances between a query and a key, in tokens: looking back, and (LaMemo) looking ahead.
+
+    Recorded with trained weights; a memory can `hold` distances there, because beyond them no weight has been trained.
+    None in one direction means no limit.
+    """
+
+    back: int | None = None
+    ahead: int | None = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Everything a model carries from one segment to the next. Each architecture has its own subclass."""
+
+    kind: ClassVar[str]
+    kinds: ClassVar[dict[str, type[Memory]]] = {}
+
+    def __init_subclass__(cls, kind: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if kind is not None:
+            cls.kind = kind
+            Memory.kinds[kind] = cls
+
+    # What it is
+
+    @property
+    def lanes(self) -> int:
+        """B, the number of lanes."""
+        return next(tensor.shape[0] for _, tensor in self._tensors())
+
+    @property
+    def length(self) -> int:
+        """M, the number of slots, written or not."""
+        for field in dataclasses.fields(self):
+            if field.metadata["role"] == "slot":
+                value = getattr(self, field.name)
+                value = value[0] if isinstance(value, tuple) and value else value
+                if isinstance(value, Tensor):
+                    return value.shape[1]
+        return 0
+
+    @property
+    def opened(self) -> int:
+        """How many tokens of a segment that is still open have been read; 0 between segments."""
+        return 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the tensors that a save would write."""
+        return sum(tensor.numel() * tensor.element_size() for _, tensor in self._tensors())
+
+    # What can be done with it; every operation returns a new memory
+
+    def detach(self: Some) -> Some:
+        """The same values, cut off from the graph that computed them."""
+        return self._map(lambda tensor, role: tensor.detach())
+
+    def to(self: Some, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Some:
+        """Move to a device and cast floating tensors to `dtype`. Log-sums stay float32 or better."""
+
+        def move(tensor: Tensor, role: str) -> Tensor:
+            return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+
+        return self._map(move)
+
+    def __getitem__(self: Some, lanes: int | slice | Tensor | Sequence[int]) -> Some:
+        """The memory of some lanes, by index, slice, indices or a boolean mask. An int keeps its lane axis."""
+        if isinstance(lanes, int):
+            if not -self.lanes <= lanes < self.lanes:
+                raise IndexError(f"lane {lanes} does not exist: the memory has {self.lanes} lanes")
+            lanes = slice(lanes, lanes + 1 or None)
+        elif not isinstance(lanes, slice):
+            lanes = torch.as_tensor(lanes)
+        return self._map(lambda tensor, role: tensor if role == "derived" else tensor[lanes])
+
+    @staticmethod
+    def concatenate(memories: Sequence[Memory]) -> Memory:
+        """One memory with the lanes of several, in order.
+
+        Raises InputError unless all are of one kind, shape and state (length, open tokens, settings).
+        """
+        if not memories:
+            raise InputError("No memories were given to concatenate; give at least one.")
+        states = [memory.state() for memory in memories]
+        tensors, description = states[0]
+        for other, other_description in states[1:]:
+            same_shapes = other.keys() == tensors.keys() and all(
+                other[name].shape[1:] == tensors[name].shape[1:] for name in tensors
+            )
+            if other_description != description or not same_shapes:
+                raise InputError(
+                    "The memories to concatenate differ in kind, length, settings or open tokens; resize or close them "
+                    "first so that only their lanes differ."
+                )
+        return Memory.from_state(
+            {name: torch.cat([other[name] for other, _ in states]) for name in tensors}, description
+        )
+
+    def reset(self: Some, starts: Bool[Tensor, " B"]) -> Some:
+        """Forget everything on the lanes where a new document starts."""
+
+        def forget(tensor: Tensor, role: str) -> Tensor:
+            if role == "derived":
+                return tensor
+            return tensor.masked_fill(starts.reshape(-1, *[1] * (tensor.dim() - 1)), 0)
+
+        return self._map(forget)
+
+    def resize(self: Some, length: int) -> Some:
+        """A memory of another length: the newest slots are kept, missing ones are added as never written.
+
+        Raises InputError for a negative length, and while a segment is open.
+        """
+        if length < 0:
+            raise InputError(f"A memory length of {length} was given; it must be 0 or more.")
+        if self.opened:
+            raise InputError(
+                f"The memory cannot be resized while a segment is open ({self.opened} tokens read); close it first."
+            )
+        missing = max(length - self.length, 0)
+
+        def fit(tensor: Tensor, role: str) -> Tensor:
+            if role != "slot":
+                return tensor
+            kept = tensor[:, tensor.shape[1] - (length - missing) :]
+            padding = kept.new_zeros(kept.shape[0], missing, *kept.shape[2:])
+            return torch.cat([padding, kept], dim=1)
+
+        return self._map(fit)
+
+    # On disk
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors by name and a JSON description, from which `from_state` makes an equal memory."""
+        description: dict[str, Any] = {"kind": self.kind}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, tuple):
+                description[field.name] = len(value)
+            elif isinstance(value, Memory):
+                description[field.name] = value.state()[1]
+            elif field.metadata["role"] == "derived":
+                continue
+            elif isinstance(value, Distances):
+                description[field.name] = {"back": value.back, "ahead": value.ahead}
+            elif not isinstance(value, Tensor):
+                description[field.name] = value
+        return dict(self._tensors()), description
+
+    @staticmethod
+    def from_state(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> Memory:
+        """Rebuild a memory from what `state` gave. Raises InputError when they do not fit each other."""
+        try:
+            memory = _rebuild(tensors, description, "")
+            memory.check()
+        except (KeyError, TypeError, AttributeError, StopIteration, AssertionError) as error:
+            raise InputError(
+                f"The stored memory is incomplete or altered ({type(error).__name__}: {error}); use a file that was "
+                "saved whole."
+            ) from None
+        return memory
+
+    def check(self) -> None:
+        """Assert that the tensors fit each other: one number of lanes, one number of slots."""
+        lanes, length = self.lanes, self.length
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            role = field.metadata["role"]
+            for tensor in value if isinstance(value, tuple) else (value,):
+                if isinstance(tensor, Memory):
+                    assert tensor.lanes == lanes, f"{field.name} has {tensor.lanes} lanes, not {lanes}"
+                    tensor.check()
+                elif isinstance(tensor, Tensor) and role != "derived":
+                    assert tensor.shape[0] == lanes, f"{field.name} has {tensor.shape[0]} lanes, not {lanes}"
+                    assert role != "slot" or tensor.shape[1] == length, f"{field.name} has {tensor.shape[1]} slots"
+
+    def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+        """Write one safetensors file, whole or not at all, with `metadata` (anything JSON can hold) beside it."""
+        tensors, description = self.state()
+        header = {"format": FORMAT, "memory": json.dumps(description), "metadata": json.dumps(dict(metadata or {}))}
+        with writing(path) as file:
+            file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=header))
+
+    # How it is built
+
+    def _map(self: Some, function: Callable[[Tensor, str], Tensor]) -> Some:
+        """Apply `function(tensor, role)` to every tensor of the tree."""
+        changes: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value, role = getattr(self, field.name), field.metadata["role"]
+            if isinstance(value, Tensor):
+                changes[field.name] = function(value, role)
+            elif isinstance(value, Memory):
+                changes[field.name] = value._map(function)
+            elif isinstance(value, tuple):
+                changes[field.name] = tuple(function(item, role) for item in value)
+        return dataclasses.replace(self, **changes)
+
+    def _tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            name = prefix + field.name
+            if field.metadata["role"] == "derived":
+                continue
+            if isinstance(value, Tensor):
+                yield name, value
+            elif isinstance(value, Memory):
+                yield from value._tensors(f"{name}.")
+            elif isinstance(value, tuple):
+                yield from ((f"{name}.{index}", item) for index, item in enumerate(value))
+
+
+def newest(old: Tensor, new: Tensor, counts: Tensor | None = None) -> Tensor:
+    """The newest M rows of `[old; new]`, where old is (B, M, ...) and new is (B, T, ...).
+
+    `counts` (B,) says how many of the new rows of each lane are real, from the left; None means all of them.
+    """
+    length = old.shape[1]
+    if counts is None:
+        kept = old[:, new.shape[1] :]
+        return torch.cat([kept, new[:, new.shape[1] - (length - kept.shape[1]) :]], dim=1)
+    rows = torch.cat([old, new], dim=1)
+    lanes = torch.arange(rows.shape[0], device=rows.device)[:, None] * rows.shape[1]
+    wanted = lanes + counts[:, None] + torch.arange(length, device=rows.device)
+    return rows.flatten(0, 1)[wanted.flatten()].unflatten(0, (rows.shape[0], length))
+
+
+def load_memory(path: str | Path) -> tuple[Memory, dict[str, Any]]:
+    """Read a memory and its metadata from the file that `Memory.save` wrote.
+
+    Nothing in the file is executed. Raises InputError when it is missing, cut short, altered or something else.
+    """
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise InputError(f"{path} is not a memory file of this library; give a file that was saved as memory.")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        description, metadata = json.loads(header["memory"]), json.loads(header["metadata"])
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{path} is not a whole memory file ({error}); use a file that was saved as memory and not altered."
+        ) from None
+    except FileNotFoundError:
+        raise InputError(f"There is no memory file {path}; check the path.") from None
+    return Memory.from_state(tensors, description), metadata
+
+
+def _rebuild(tensors: Mapping[str, Tensor], description: Mapping[str, Any], prefix: str) -> Memory:
+    kind = description["kind"]
+    if kind not in Memory.kinds:
+        raise InputError(
+            f"The stored memory is of kind {kind!r}, but the kinds known here are "
+            f"{', '.join(sorted(Memory.kinds)) or 'none'}; import the module that defines it first."
+        )
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Memory.kinds[kind]):
+        name = prefix + field.name
+        told = description.get(field.name)
+        if field.metadata["role"] == "derived":
+            continue
+        if field.name not in description:
+            values[field.name] = tensors[name]
+        elif isinstance(told, Mapping) and "kind" in told:
+            values[field.name] = _rebuild(tensors, told, f"{name}.")
+        elif isinstance(told, Mapping):
+            values[field.name] = Distances(**told)
+        elif field.metadata["role"] == "static" or told is None:
+            values[field.name] = told
+        else:
+            values[field.name] = tuple(tensors[f"{name}.{index}"] for index in range(told))
+    return Memory.kinds[kind](**values)

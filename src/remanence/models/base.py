@@ -1,0 +1,299 @@
+"""What every model shares: its configuration, the contract, and the parts around the layers.
+
+    memory = model.init_memory(lanes=8, length=640)
+    hidden, memory, extras = model(tokens, memory, starts)
+    nll = model.head.loss(hidden, targets)
+
+Shapes: B lanes, T tokens of this call, M slots, S = M + tokens of the segment so far, H heads, K head width, D width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from remanence.errors import InputError
+from remanence.memory import Distances, Memory
+from remanence.nn.embedding import TokenEmbedding
+from remanence.nn.heads import SoftmaxHead
+from remanence.nn.initialization import initialize
+from remanence.nn.layer import Layer
+from remanence.nn.positions import sinusoids
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The settings that all architectures have. Subclasses add their own, and a memory_length (0 for none)."""
+
+    architecture: ClassVar[str]
+    vocab_size: int
+    """V, the number of tokens in the vocabulary."""
+    segment_length: int
+    """T, the tokens a training segment has; other lengths may be read at any time."""
+    num_layers: int
+    model_width: int
+    """D, even."""
+    num_heads: int
+    head_width: int
+    """K; num_heads * head_width need not be model_width."""
+    feed_forward_width: int
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    norm: Literal["post", "pre"] = "post"
+    layer_norm_epsilon: float = 1e-5
+    clamp_length: int | None = None
+    """Distances beyond this are treated as this one."""
+    same_length: bool = False
+    """Every query sees the same number of keys: distances below the memory length only."""
+    embedding_width: int | None = None
+    """Width of the embedding table; model_width unless given."""
+    cutoffs: tuple[int, ...] = ()
+    """Edges of the adaptive softmax, rising; none for a plain softmax."""
+    div_value: int = 1
+    """Each further bin of the adaptive embedding is this many times narrower."""
+    tie_projections: tuple[bool, ...] = ()
+    """Whether each bin's output projection is the embedding's; all tied unless given."""
+    share_position_biases: bool = True
+    """One pair of biases u, v for all layers, instead of a pair for each."""
+
+    def __post_init__(self) -> None:
+        memory_length: int = self.memory_length  # type: ignore[attr-defined]
+        for name in ("vocab_size", "segment_length", "num_layers", "model_width", "num_heads", "head_width"):
+            self._require(getattr(self, name) >= 1, name, "1 or more")
+        self._require(self.feed_forward_width >= 1, "feed_forward_width", "1 or more")
+        self._require(self.model_width % 2 == 0, "model_width", "even, for sines and cosines take half each")
+        self._require(memory_length >= 0, "memory_length", "0 or more")
+        for name in ("dropout", "attention_dropout"):
+            self._require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
+        self._require(self.clamp_length is None or self.clamp_length >= 1, "clamp_length", "1 or more, or left out")
+        self._require(self.embedding_width is None or self.embedding_width >= 1, "embedding_width", "1 or more")
+        self._require(self.layer_norm_epsilon > 0, "layer_norm_epsilon", "positive")
+        edges = (0, *self.cutoffs, self.vocab_size)
+        rising = all(low < high for low, high in zip(edges[:-1], edges[1:], strict=True))
+        self._require(rising, "cutoffs", f"rising, above 0 and below the vocabulary size {self.vocab_size}")
+        narrowest = (self.embedding_width or self.model_width) // max(self.div_value, 1) ** len(self.cutoffs)
+        self._require(self.div_value >= 1 and narrowest >= 1, "div_value", "1 or more and leave the last bin a width")
+        self._require(
+            len(self.tie_projections) in (0, len(self.cutoffs) + 1),
+            "tie_projections",
+            f"one true or false for each of the {len(self.cutoffs) + 1} bins, or left out",
+        )
+        self._require(not (self.same_length and memory_length == 0), "same_length", "false without a memory")
+
+    def _require(self, holds: bool, name: str, allowed: str) -> None:
+        if not holds:
+            raise InputError(f"model.{name} is {getattr(self, name)!r}, but it must be {allowed}.")
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a model tells about one call when asked; everything else stays None."""
+
+    interpolation: tuple[Float[Tensor, "B M H"], ...] | None = None
+    """LaMemo's alpha for each layer but the last: the share of what a slot held that it keeps."""
+    attention_mass: Float[Tensor, "L H S"] | None = None
+    """Mean attention weight by distance (0 first), over lanes and queries of this call."""
+    auxiliary_loss: Float[Tensor, ""] | None = None
+
+
+class ModelOutput(NamedTuple):
+    hidden: Float[Tensor, "B T D"]
+    """For `head.loss` and `head.logits`."""
+    memory: Memory
+    extras: Extras
+
+
+class LanguageModel(nn.Module):
+    """The contract, and everything around the layers. An architecture adds `init_memory`, `_read` and `close`."""
+
+    config_class: ClassVar[type[ModelConfig]]
+    memory_class: ClassVar[type[Memory]]
+    memory_carries_gradient: ClassVar[bool] = False
+    """Whether a loss can reach earlier segments through the memory."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        num_bins = len(config.cutoffs) + 1
+        self.embedding = TokenEmbedding(
+            config.vocab_size,
+            config.model_width,
+            config.embedding_width or config.model_width,
+            config.cutoffs,
+            config.div_value,
+        )
+        self.head = SoftmaxHead(self.embedding, config.tie_projections or (True,) * num_bins)
+        self.layers = nn.ModuleList(
+            Layer(
+                config.model_width,
+                config.num_heads,
+                config.head_width,
+                config.feed_forward_width,
+                norm=config.norm,
+                dropout=config.dropout,
+                epsilon=config.layer_norm_epsilon,
+                relative=config.position not in ("absolute", "learned"),
+            )
+            for _ in range(config.num_layers)
+        )
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """Fill all parameters with their values before training (`nn/initialization.py`)."""
+        initialize(self, generator)
+
+    # The contract
+
+    @abstractmethod
+    def init_memory(self, lanes: int, length: int | None = None, hold: Distances | None = None) -> Any:
+        """An empty memory.
+
+        `length` slots (default: the configuration's memory_length). With `hold`, distances beyond the given ones are
+        treated as those, for a memory longer than the one trained with.
+        """
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        memory: Any,
+        starts: Bool[Tensor, " B"] | None = None,
+        lengths: Int[Tensor, " B"] | None = None,
+        close: bool = True,
+        extras: bool = False,
+    ) -> ModelOutput:
+        """Read tokens after what the memory holds.
+
+        Args:
+            tokens: ids below vocab_size.
+            memory: from `init_memory` or an earlier call.
+            starts: lanes whose document begins here; their memory is forgotten first.
+            lengths: real tokens of each lane, from the left; what follows is padding and leaves no trace in the
+                memory. A lane of length 0 keeps its memory untouched. None means that all are real.
+            close: whether the segment ends with these tokens. An open segment is continued by the next call; reading
+                it in pieces gives the numbers of reading it at once.
+            extras: fill the third result.
+
+        Raises InputError when memory and tokens do not fit the model or each other.
+        """
+        self._check(tokens, memory, starts, lengths, close)
+        if starts is not None:
+            memory = memory.reset(starts)
+        embedded = self._drop(self.embedding(tokens))
+        hidden, memory, told = self._read(embedded, memory, lengths, keep=not close, extras=extras)
+        if close:
+            memory = self._close(memory, lengths)
+        return ModelOutput(self._drop(hidden), memory, told)
+
+    def close(self, memory: Any) -> Any:
+        """End the open segment of a memory, as if the last call had closed it. A closed memory stays as it is."""
+        return self._close(memory, None) if memory.opened else memory
+
+    def distances(self, segment_length: int | None = None, memory_length: int | None = None) -> Distances:
+        """The largest distances that occur with such lengths (default: the configuration's)."""
+        segment = self.config.segment_length if segment_length is None else segment_length
+        memory = self.config.memory_length if memory_length is None else memory_length
+        back = memory - 1 if self.config.same_length else memory + segment - 1
+        return Distances(back=self._clamp(back), ahead=None)
+
+    # What an architecture adds
+
+    @abstractmethod
+    def _read(
+        self, embedded: Tensor, memory: Any, lengths: Tensor | None, *, keep: bool, extras: bool
+    ) -> tuple[Tensor, Any, Extras]:
+        """Pass tokens through the layers: hidden states, the memory with its segment open, extras.
+
+        Without `keep` the segment is closed next, so what only a continuation needs may be left out.
+        """
+
+    @abstractmethod
+    def _close(self, memory: Any, lengths: Tensor | None) -> Any:
+        """Fold the open segment into the memory. Cuts the gradient where the paper does."""
+
+    # Shared parts
+
+    def _slots(self, lanes: int, length: int | None) -> int:
+        """How many slots a new memory has. Raises InputError for impossible numbers."""
+        slots = self.config.memory_length if length is None else length
+        if lanes < 1 or slots < 0:
+            raise InputError(
+                f"A memory of {lanes} lanes and {slots} slots was asked for; give 1 or more and 0 or more."
+            )
+        if self.config.same_length and slots == 0:
+            raise InputError("A memory of length 0 was asked for, but with same_length every query would see nothing.")
+        return slots
+
+    def _drop(self, hidden: Tensor) -> Tensor:
+        return F.dropout(hidden, self.config.dropout, self.training)
+
+    def _codes(self, distances: Tensor, dtype: torch.dtype) -> Tensor:
+        """Sinusoids of distances, (P, D), dropped out once for all layers and directions."""
+        return self._drop(sinusoids(distances, self.config.model_width, dtype))
+
+    @property
+    def _attention_dropout(self) -> float:
+        return self.config.attention_dropout if self.training else 0.0
+
+    def _clamp(self, distance: int) -> int:
+        return distance if self.config.clamp_length is None else min(distance, self.config.clamp_length)
+
+    def _check(self, tokens: Tensor, memory: Any, starts: Tensor | None, lengths: Tensor | None, close: bool) -> None:
+        if not isinstance(memory, self.memory_class):
+            raise InputError(
+                f"A memory of kind {getattr(memory, 'kind', type(memory).__name__)!r} was given to the architecture "
+                f"{self.config.architecture!r}; use one from this model's init_memory."
+            )
+        if tokens.dim() != 2 or tokens.shape[1] < 1 or tokens.is_floating_point():
+            raise InputError(
+                f"Tokens of shape {tuple(tokens.shape)} and type {tokens.dtype} were given; they must be integers of "
+                "shape (lanes, tokens) with at least one token."
+            )
+        if memory.lanes != tokens.shape[0]:
+            raise InputError(
+                f"The tokens have {tokens.shape[0]} lanes but the memory has {memory.lanes}; make both the same."
+            )
+        self._check_memory(memory)
+        if memory.opened and starts is not None:
+            raise InputError(
+                "A document cannot start inside an open segment; end the segment with close(memory) first."
+            )
+        if lengths is not None and (memory.opened or not close):
+            raise InputError("Padding by lengths needs a segment that is read in one call; give it whole, closed.")
+
+    def _check_memory(self, memory: Any) -> None:
+        """Raise InputError when the tensors of a memory do not fit this configuration."""
+
+    def _misfit(self, what: str, given: Any, wanted: Any) -> InputError:
+        return InputError(
+            f"The memory's {what} is {given} but this model's is {wanted}; use a memory made by the same model."
+        )
+
+
+def visible_keys(valid: Bool[Tensor, "B M"], opened: int, new: int, same_length: bool) -> Bool[Tensor, "#B T S"]:
+    """Which of the keys [M slots; tokens of the segment so far] each of the `new` last tokens may see."""
+    slots = valid.shape[1]
+    keys = slots + opened + new
+    query = torch.arange(keys - new, keys, device=valid.device)[:, None]
+    distance = query - torch.arange(keys, device=valid.device)
+    seen = distance >= 0
+    if same_length:
+        seen &= distance < slots
+    if slots == 0:
+        return seen[None]
+    return torch.cat([seen[:, :slots] & valid[:, None], seen[:, slots:].expand(len(valid), -1, -1)], dim=2)
+
+
+def mass_by_distance(weights: Float[Tensor, "B H T S"]) -> Float[Tensor, "H S"]:
+    """Mean attention weight at each distance, 0 first, over lanes and queries."""
+    weights = weights.detach().double().mean(0)
+    num_queries, num_keys = weights.shape[1:]
+    distance = num_keys - num_queries + torch.arange(num_queries)[:, None] - torch.arange(num_keys)
+    # What lies in the future has no weight; it is counted at distance 0, where it changes nothing.
+    index = distance.clamp(min=0).flatten().to(weights.device)
+    mass = weights.new_zeros(weights.shape[0], num_keys)
+    return (mass.index_add_(1, index, weights.flatten(1)) / num_queries).float()

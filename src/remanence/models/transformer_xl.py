@@ -1,0 +1,202 @@
+"""Transformer-XL: every layer also reads the hidden states that it was given in earlier segments.
+
+    mem^l <- newest M rows of [mem^l ; stopgrad(h^l)],  h^l the input of layer l
+    K, V from [mem^l ; h^l],  Q from h^l,  scores by relative position
+
+Source: Dai et al., "Transformer-XL: Attentive Language Models beyond a Fixed-Length Context", ACL 2019 (arXiv
+1901.02860), and its published code. Shapes: B lanes, T tokens, M slots, S = M + T keys, H heads, K head width, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from remanence.memory import Distances, Memory, derived, newest, per_lane, per_slot, static
+from remanence.models.base import (
+    Extras,
+    LanguageModel,
+    ModelConfig,
+    mass_by_distance,
+    visible_keys,
+)
+from remanence.nn.relative import DirectionBiases, LearnedPositions, falling, tightest
+from remanence.ops.attention import relative_attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerXLConfig(ModelConfig):
+    """Transformer-XL with M slots in every layer."""
+
+    architecture: ClassVar[str] = "transformer-xl"
+    memory_length: int
+    """M, the hidden states each layer keeps; another length may be used at any time."""
+    position: Literal["relative", "learned"] = "relative"
+    memory_init: Literal["empty", "zeros"] = "empty"
+    """Whether an empty memory is nothing (published PyTorch code), or rows of zeros that are attended to (TensorFlow)."""
+
+
+@dataclass(frozen=True)
+class OpenSegment(Memory, kind="transformer-xl-segment"):
+    """A segment that is still being read: what its next tokens attend to, and what it will leave behind."""
+
+    keys: tuple[Float[Tensor, "B H S K"], ...] = per_lane()
+    """For each layer, of the slots and of the tokens so far; empty when the segment closes with this call."""
+    values: tuple[Float[Tensor, "B H S K"], ...] = per_lane()
+    hidden: tuple[Float[Tensor, "B T D"], ...] = per_lane()
+    """Inputs of each layer; empty for a memory without slots."""
+    tables: tuple[Float[Tensor, "P H K"], ...] = derived(default=())
+    """Projected distances of each layer, largest first."""
+    tokens: int = static(default=0)
+    """Tokens read so far."""
+
+
+@dataclass(frozen=True)
+class TransformerXLMemory(Memory, kind="transformer-xl"):
+    """Hidden states that every layer kept from earlier segments."""
+
+    hidden: tuple[Float[Tensor, "B M D"], ...] = per_slot()
+    valid: Bool[Tensor, "B M"] = per_slot()
+    """False where nothing was written since the lane last started a document."""
+    zeros: bool = static(default=False)
+    """An empty slot is a row of zeros that is attended to."""
+    hold: Distances | None = static(default=None)
+    segment: OpenSegment | None = per_lane(default=None)
+
+    @property
+    def opened(self) -> int:
+        return 0 if self.segment is None else self.segment.tokens
+
+    def reset(self, starts: Bool[Tensor, " B"]) -> TransformerXLMemory:
+        memory = super().reset(starts)
+        return dataclasses.replace(memory, valid=memory.valid | starts[:, None]) if self.zeros else memory
+
+    def resize(self, length: int) -> TransformerXLMemory:
+        memory = super().resize(length)
+        if self.zeros and length > self.length:
+            valid = memory.valid.clone()
+            valid[:, : length - self.length] = True
+            memory = dataclasses.replace(memory, valid=valid)
+        return memory
+
+
+class TransformerXL(LanguageModel):
+    """Reads a segment after the hidden states of earlier ones. Its memory carries no gradient (section 3.2)."""
+
+    config_class = TransformerXLConfig
+    memory_class = TransformerXLMemory
+    config: Any
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        shape = (config.num_heads, config.head_width)
+        if config.position == "learned":
+            self.biases = DirectionBiases(config.num_layers, *shape, content=True, position=False)
+            reach = config.segment_length + config.memory_length
+            self.learned = LearnedPositions(config.num_layers, reach, *shape)
+        elif config.position == "relative":
+            layers = None if config.share_position_biases else config.num_layers
+            self.biases = DirectionBiases(layers, *shape, content=True, position=True)
+
+    def init_memory(self, lanes: int, length: int | None = None, hold: Distances | None = None) -> TransformerXLMemory:
+        slots = self._slots(lanes, length)
+        table = self.embedding.tables[0]
+        zeros = self.config.memory_init == "zeros"
+        return TransformerXLMemory(
+            hidden=tuple(table.new_zeros(lanes, slots, self.config.model_width) for _ in self.layers),
+            valid=torch.full((lanes, slots), zeros, dtype=torch.bool, device=table.device),
+            zeros=zeros,
+            hold=hold,
+        )
+
+    def _read(
+        self, embedded: Tensor, memory: Any, lengths: Tensor | None, *, keep: bool, extras: bool
+    ) -> tuple[Tensor, Any, Extras]:
+        slots, opened, new = memory.length, memory.opened, embedded.shape[1]
+        num_keys = slots + opened + new
+        visible = visible_keys(memory.valid, opened, new, self.config.same_length)
+        tables = self._tables(memory, num_keys, keep, embedded)
+        stream = self._enter(embedded, opened)
+        inputs, kept, mass = [], [], []
+        for number, layer in enumerate(self.layers):
+            inputs.append(stream)
+            queries, keys, values = layer.project(stream)
+            if opened:
+                earlier = memory.segment.keys[number], memory.segment.values[number]
+            else:
+                earlier = layer.project_keys_values(memory.hidden[number])
+            keys, values = (torch.cat(pair, dim=2) for pair in zip(earlier, (keys, values), strict=True))
+            positions = self._positions(number, num_keys, tables, memory.hold)
+            read = relative_attention(queries, keys, values, visible, dropout=self._attention_dropout, **positions)
+            stream = layer.finish(stream, read.context)
+            kept.append((keys, values))
+            if extras:
+                mass.append(mass_by_distance(read.weights))
+        if not slots:
+            inputs = []
+        elif opened:
+            inputs = [torch.cat(pair, dim=1) for pair in zip(memory.segment.hidden, inputs, strict=True)]
+        segment = OpenSegment(
+            keys=tuple(keys for keys, _ in kept) if keep else (),
+            values=tuple(values for _, values in kept) if keep else (),
+            hidden=tuple(inputs),
+            tables=tables if keep else (),
+            tokens=opened + new,
+        )
+        told = Extras(attention_mass=torch.stack(mass)) if extras else Extras()
+        return stream, dataclasses.replace(memory, segment=segment), told
+
+    def _close(self, memory: Any, lengths: Tensor | None) -> TransformerXLMemory:
+        if not memory.length:
+            return dataclasses.replace(memory, segment=None)
+        hidden = tuple(
+            newest(old, rows.detach().to(old.dtype), lengths)
+            for old, rows in zip(memory.hidden, memory.segment.hidden, strict=True)
+        )
+        read = memory.valid.new_ones(memory.lanes, memory.opened)
+        return dataclasses.replace(memory, hidden=hidden, valid=newest(memory.valid, read, lengths), segment=None)
+
+    def _enter(self, embedded: Tensor, opened: int) -> Tensor:
+        """What the first layer is given; `opened` tokens of the segment came before."""
+        return embedded
+
+    def _tables(self, memory: Any, num_keys: int, keep: bool, like: Tensor) -> tuple[Tensor, ...]:
+        """Projected distances of each layer for at least `num_keys` keys; those of the open segment where they do."""
+        if self.config.position != "relative":
+            return ()
+        if memory.opened and memory.segment.tables and memory.segment.tables[0].shape[0] >= num_keys:
+            return memory.segment.tables
+        rows = max(num_keys, memory.length + self.config.segment_length) if keep else num_keys
+        distances = falling(rows, self._back_limit(memory.hold), like.device)
+        codes = self._codes(distances, like.dtype)
+        return tuple(layer.project_positions(codes) for layer in self.layers)
+
+    def _positions(
+        self, number: int, num_keys: int, tables: tuple[Tensor, ...], hold: Distances | None
+    ) -> dict[str, Tensor | None]:
+        """The positional arguments of attention in one layer."""
+        content, position = self.biases.of(number)
+        if self.config.position == "learned":
+            distances = falling(num_keys, None, content.device)
+            table, distance_bias = self.learned.of(number, distances, self._back_limit(hold))
+            return {"content_bias": content, "positions": table, "distance_bias": distance_bias}
+        return {"content_bias": content, "position_bias": position, "positions": tables[number][-num_keys:]}
+
+    def _back_limit(self, hold: Distances | None) -> int | None:
+        clamp = self.config.clamp_length
+        if clamp is not None and self.config.position == "learned":
+            # The published code keeps the last clamp_length rows of the table: distances 0 .. clamp_length - 1.
+            clamp -= 1
+        return tightest(clamp, hold.back if hold else None)
+
+    def _check_memory(self, memory: Any) -> None:
+        if len(memory.hidden) != len(self.layers):
+            raise self._misfit("number of layers", len(memory.hidden), len(self.layers))
+        width = memory.hidden[0].shape[-1]
+        if width != self.config.model_width:
+            raise self._misfit("width", width, self.config.model_width)

@@ -1,0 +1,84 @@
+"""One Transformer layer without its attention: projections, residuals, norms and feed-forward.
+
+post-norm   h = LN_1(y + dropout(W_O a));  out = LN_2(h + FF(h))
+pre-norm    q, k, v from LN_1(y);  h = y + dropout(W_O a);  out = h + FF(LN_2(h));  no final norm
+FF(h) = dropout(W_2 dropout(relu(W_1 h + b_1)) + b_2)
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Layer(nn.Module):
+    """The weights of a layer. How its queries meet keys is the architecture's business.
+
+    Shapes: D model width, H heads, K head width (H K need not be D), F feed-forward width.
+    """
+
+    def __init__(
+        self,
+        model_width: int,
+        num_heads: int,
+        head_width: int,
+        feed_forward_width: int,
+        *,
+        norm: Literal["post", "pre"],
+        dropout: float,
+        epsilon: float,
+        relative: bool,
+    ) -> None:
+        super().__init__()
+        inner = num_heads * head_width
+        self.heads = (num_heads, head_width)
+        self.norm = norm
+        self.dropout = dropout
+        self.queries_keys_values = nn.Linear(model_width, 3 * inner, bias=False)
+        self.positions = nn.Linear(model_width, inner, bias=False) if relative else None
+        self.output = nn.Linear(inner, model_width, bias=False)
+        self.norm_attention = nn.LayerNorm(model_width, eps=epsilon)
+        self.feed_forward_in = nn.Linear(model_width, feed_forward_width)
+        self.feed_forward_out = nn.Linear(feed_forward_width, model_width)
+        self.norm_feed_forward = nn.LayerNorm(model_width, eps=epsilon)
+
+    def project(self, stream: Float[Tensor, "B N D"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of a stream, each (B, H, N, K)."""
+        queries, keys, values = self._split(self.queries_keys_values(self._read(stream)), 3)
+        return queries, keys, values
+
+    def project_keys_values(self, stream: Float[Tensor, "B N D"]) -> tuple[Tensor, Tensor]:
+        """Keys and values alone, for rows that ask nothing."""
+        inner = self.heads[0] * self.heads[1]
+        keys, values = self._split(F.linear(self._read(stream), self.queries_keys_values.weight[inner:]), 2)
+        return keys, values
+
+    def project_positions(self, codes: Float[Tensor, "P D"]) -> Float[Tensor, "P H K"]:
+        """W_R R_d for every row of a table of codes."""
+        assert self.positions is not None
+        return self.positions(codes).unflatten(-1, self.heads)
+
+    def finish(self, stream: Float[Tensor, "B N D"], context: Float[Tensor, "B H N K"]) -> Float[Tensor, "B N D"]:
+        """The rest of the layer after attention: its output for rows whose heads read `context`."""
+        update = self._drop(self.output(context.transpose(1, 2).flatten(2)))
+        hidden = stream + update
+        if self.norm == "pre":
+            return hidden + self._feed_forward(self.norm_feed_forward(hidden))
+        hidden = self.norm_attention(hidden)
+        return self.norm_feed_forward(hidden + self._feed_forward(hidden))
+
+    def _read(self, stream: Tensor) -> Tensor:
+        return self.norm_attention(stream) if self.norm == "pre" else stream
+
+    def _split(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
+        return projected.unflatten(-1, (parts, *self.heads)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def _feed_forward(self, hidden: Tensor) -> Tensor:
+        inner = self._drop(F.relu(self.feed_forward_in(hidden)))
+        return self._drop(self.feed_forward_out(inner))
+
+    def _drop(self, hidden: Tensor) -> Tensor:
+        return F.dropout(hidden, self.dropout, self.training)
