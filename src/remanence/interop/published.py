@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -211,7 +211,7 @@ def _check_ties(layout: Mapping[str, Place], weights: Mapping[str, Tensor]) -> N
 
 def _tensor(name: str, value: Any) -> Tensor:
     try:
-        return value.detach() if isinstance(value, Tensor) else torch.from_numpy(numpy.array(value))
+        return value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     except TypeError:
         raise InputError(f"The weight {name} is not an array of numbers; give arrays or tensors.") from None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -75,7 +76,7 @@ class ModelConfig:
         self._require(self.embedding_width is None or self.embedding_width >= 1, "embedding_width", "1 or more")
         self._require(self.layer_norm_epsilon > 0, "layer_norm_epsilon", "positive")
         edges = (0, *self.cutoffs, self.vocab_size)
-        rising = all(low < high for low, high in zip(edges[:-1], edges[1:], strict=True))
+        rising = all(low < high for low, high in pairwise(edges))
         self._require(rising, "cutoffs", f"rising, above 0 and below the vocabulary size {self.vocab_size}")
         narrowest = (self.embedding_width or self.model_width) // max(self.div_value, 1) ** len(self.cutoffs)
         self._require(self.div_value >= 1 and narrowest >= 1, "div_value", "1 or more and leave the last bin a width")
@@ -103,6 +104,8 @@ class Extras:
 
 
 class ModelOutput(NamedTuple):
+    """What a call gives back."""
+
     hidden: Float[Tensor, "B T D"]
     """For `head.loss` and `head.logits`."""
     memory: Memory
@@ -129,7 +132,7 @@ class LanguageModel(nn.Module):
             config.div_value,
         )
         self.head = SoftmaxHead(self.embedding, config.tie_projections or (True,) * num_bins)
-        self.layers = nn.ModuleList(
+        self.layers: Any = nn.ModuleList(
             Layer(
                 config.model_width,
                 config.num_heads,

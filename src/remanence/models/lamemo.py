@@ -1,8 +1,8 @@
 """LaMemo: memory slots look ahead at newer tokens and blend what they see with what they held.
 
-At every segment the M slots pass through the layers again beside the T tokens, starting from their embeddings E. In each
-layer but the last a slot reads what is new to its right, up to the first token of the segment, and adds that to the
-attention output C (with the log S of its softmax denominator) that it kept:
+At every segment the M slots pass through the layers again beside the T tokens, starting from their embeddings E. In
+each layer but the last a slot reads what is new to its right, up to the first token of the segment, and adds that to
+the attention output C (with the log S of its softmax denominator) that it kept:
 
     c_i  = attention of token i over [slots ; tokens up to i],  scores (q_i + u) k_j + (q_i + v) r_{i-j}
     c'_i = attention of slot i over the window to its right,    scores (q_i + u') k_j + (q_i + v') rho_{j-i}
@@ -27,7 +27,6 @@ from torch import Tensor
 
 from remanence.memory import Distances, Memory, derived, newest, per_lane, per_slot, static
 from remanence.models.base import Extras, LanguageModel, ModelConfig, mass_by_distance, visible_keys
-from remanence.nn.initialization import normal
 from remanence.nn.relative import DirectionBiases, falling, tightest
 from remanence.ops.attention import relative_attention
 from remanence.ops.look_ahead import look_ahead, merge

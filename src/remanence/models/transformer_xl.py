@@ -38,7 +38,7 @@ class TransformerXLConfig(ModelConfig):
     """M, the hidden states each layer keeps; another length may be used at any time."""
     position: Literal["relative", "learned"] = "relative"
     memory_init: Literal["empty", "zeros"] = "empty"
-    """Whether an empty memory is nothing (published PyTorch code), or rows of zeros that are attended to (TensorFlow)."""
+    """An empty memory is nothing (published PyTorch code), or rows of zeros that are attended to (TensorFlow)."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class TransformerXL(LanguageModel):
 
     def _positions(
         self, number: int, num_keys: int, tables: tuple[Tensor, ...], hold: Distances | None
-    ) -> dict[str, Tensor | None]:
+    ) -> dict[str, Any]:
         """The positional arguments of attention in one layer."""
         content, position = self.biases.of(number)
         if self.config.position == "learned":

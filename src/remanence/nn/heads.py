@@ -21,7 +21,7 @@ from remanence.ops.cross_entropy import linear_cross_entropy
 class SoftmaxHead(nn.Module):
     """Scores of the next token. Without cutoffs this is one softmax over the whole vocabulary.
 
-    `tie_projections[b]` makes P'_b the embedding's P_b (P_0 when `div_value` is 1); otherwise it is a weight of its own.
+    `tie_projections[b]` makes P'_b the embedding's P_b (P_0 when `div_value` is 1), otherwise a weight of its own.
     """
 
     def __init__(self, embedding: TokenEmbedding, tie_projections: tuple[bool, ...]) -> None:

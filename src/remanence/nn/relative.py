@@ -9,6 +9,8 @@ tail. Shapes: H heads, K head width, S keys, L layers.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -25,8 +27,8 @@ class DirectionBiases(nn.Module):
         self.content = nn.Parameter(torch.empty(shape)) if content else None
         self.position = nn.Parameter(torch.empty(shape)) if position else None
 
-    def of(self, layer: int) -> tuple[Float[Tensor, "H K"] | None, Float[Tensor, "H K"] | None]:
-        """u and v of one layer; None for one that this direction does not have."""
+    def of(self, layer: int) -> tuple[Any, Any]:
+        """U and v of one layer; None for one that this direction does not have."""
         content, position = (
             bias if bias is None or bias.dim() == 2 else bias[layer] for bias in (self.content, self.position)
         )

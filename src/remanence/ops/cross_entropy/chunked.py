@@ -1,7 +1,8 @@
 """Cross-entropy that never holds all logits: the vocabulary passes by in chunks, forward and again backward.
 
 forward   logsum_n = logaddexp over chunks of log sum_v exp(z_nv)
-backward  dz_nv = g_n (exp(z_nv - logsum_n) - [v = target(n)]),  dhidden = sum over chunks dz weight,  dweight = dz^T hidden
+backward  dz_nv = g_n (exp(z_nv - logsum_n) - [v = target(n)])
+              dhidden = sum over chunks dz weight,  dweight = dz^T hidden
 """
 
 from __future__ import annotations
