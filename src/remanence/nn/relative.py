@@ -59,4 +59,5 @@ def falling(keys: int, limit: int | None, device: torch.device) -> Int[Tensor, "
 
 def tightest(*limits: int | None) -> int | None:
     """The smallest of several limits, where None is no limit."""
-    return min((limit for limit in limits if limit is not None), default=None)
+    given = [limit for limit in limits if limit is not None]
+    return min(given) if given else None
