@@ -1,0 +1,121 @@
+"""Read a text once, in order, with a memory, and add up what each token cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from remanence.data import Batch, Lanes, Split
+from remanence.errors import InputError
+from remanence.evaluation.measurements import Measurement, Seen
+from remanence.evaluation.protocol import Protocol, as_tested
+from remanence.evaluation.score import Score
+from remanence.memory import Distances
+from remanence.training.precision import autocast
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    protocol: Protocol | None = None,
+    *,
+    trained: Distances | None = None,
+    corpus: str = "",
+    measurements: Sequence[Measurement] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Score:
+    """Score every token of a split once.
+
+    model           left exactly as it was found: mode, configuration and memory of any training in progress
+    split           a split of a prepared corpus, or any `Split`
+    protocol        how; what is None in it is as in training
+    trained         largest distances seen in training (`run.distances`); without them nothing can be held
+    corpus          what to call the text in the protocol: wikitext-2
+    measurements    what else to note on the way, see `measurements.py`
+    progress        called with (tokens scored, tokens in all) after every segment
+
+    Raises InputError for a text of another vocabulary, a text too short to score, lengths the model cannot take and
+    a model whose loss is not a number.
+    """
+    began = time.perf_counter()
+    if split.vocab_size != model.config.vocab_size:
+        raise InputError(
+            f"The text was prepared with a vocabulary of {split.vocab_size:,} and the model has "
+            f"{model.config.vocab_size:,}; prepare the text with the tokenizer of the model."
+        )
+    protocol = (protocol or Protocol()).completed(model, trained, corpus=corpus, split=split.name, unit=split.unit)
+    assert protocol.lanes is not None and protocol.segment_length is not None
+    batches = Lanes.once(split, protocol.lanes, protocol.segment_length, protocol.starts)
+    extras = any(measurement.extras for measurement in measurements)
+    nats, tokens = 0.0, 0
+    with torch.no_grad(), as_tested(model, protocol.clamp_length, protocol.same_length):
+        for seen in _read(model, batches, protocol, extras):
+            nats += float(seen.nats.sum())
+            tokens += int(seen.scored.sum())
+            for measurement in measurements:
+                measurement.add(seen)
+            if not math.isfinite(nats):
+                raise InputError(
+                    f"The model's loss is not a number after {tokens:,} tokens: its weights have diverged or are "
+                    "damaged; evaluate an earlier checkpoint."
+                )
+            if progress is not None:
+                progress(tokens, batches.scored)
+    return Score(
+        nats=nats,
+        tokens=tokens,
+        seconds=time.perf_counter() - began,
+        protocol=dataclasses.replace(protocol, text_tokens=len(split), scored_tokens=tokens),
+        counts=dict(split.counts),
+        measurements={measurement.name: measurement.result() for measurement in measurements},
+    )
+
+
+def sweep(
+    model: nn.Module,
+    split: Split,
+    memory_lengths: Sequence[int],
+    protocol: Protocol | None = None,
+    **settings: Any,
+) -> list[Score]:
+    """`evaluate` with several memory lengths, all else equal; one score for each, in the order given.
+
+    A score with `measurements` is taken by `evaluate`, which needs new ones each time.
+    """
+    protocol = protocol or Protocol()
+    return [
+        evaluate(model, split, dataclasses.replace(protocol, memory_length=length), **settings)
+        for length in memory_lengths
+    ]
+
+
+def _read(model: nn.Module, batches: Iterable[Batch], protocol: Protocol, extras: bool) -> Iterator[Seen]:
+    """What the model made of each segment of the text, in order."""
+    assert protocol.lanes is not None and protocol.segment_length is not None
+    device = next(model.parameters()).device
+    precision = "bfloat16" if protocol.precision == "bfloat16" else "float32"
+    hold = None if protocol.held is None else Distances(*protocol.held)
+    memory = model.init_memory(lanes=protocol.lanes, length=protocol.memory_length, hold=hold)
+    full = torch.full((protocol.lanes,), protocol.segment_length)
+    positions = torch.zeros(protocol.lanes, dtype=torch.int64)
+    for batch in batches:
+        before, moved = memory, batch.to(device)
+        with autocast(precision, device):
+            hidden, memory, found = model(moved.tokens, memory, moved.starts, lengths=moved.lengths, extras=extras)
+            nats = model.head.loss(hidden, moved.targets)
+        positions = positions.masked_fill(batch.starts, 0)
+        yield Seen(
+            nats=nats.cpu().double(),
+            scored=batch.targets >= 0,
+            positions=positions[:, None] + torch.arange(protocol.segment_length),
+            starts=batch.starts,
+            memory=before,
+            extras=found,
+        )
+        positions = positions + (full if batch.lengths is None else batch.lengths)

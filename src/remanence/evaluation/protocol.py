@@ -1,0 +1,202 @@
+"""Exactly how a score was computed.
+
+A `Protocol` begins as a request, in which None means "as the model was trained", and is completed against a model
+and a text before anything is scored. The completed one is printed and stored with the number: two scores may be
+compared when their protocols differ in nothing but the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from remanence.errors import InputError
+from remanence.evaluation.holding import distances_to_hold, exceeds
+from remanence.memory import Distances
+from remanence.training.precision import choose
+
+Reach = tuple[int | None, int | None]
+"""Distances back and ahead, in tokens; None is no limit."""
+
+DEFAULT_LANES = 8
+"""Enough to keep two cores busy; each lane begins cold, so fewer lanes are cleaner and slower."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How to score, and once completed, how it was scored. Lengths and distances are in tokens.
+
+    Raises InputError for values that mean nothing.
+    """
+
+    starts: Literal["published", "document"] = "published"
+    """published: one stream, nothing is ever forgotten; document: the memory is forgotten where a document begins."""
+    segment_length: int | None = None
+    memory_length: int | None = None
+    clamp_length: int | None = None
+    """Distances above it are read as it, in both directions. When given, it takes the place of holding."""
+    same_length: bool | None = None
+    lanes: int | None = None
+    hold_distances: bool = True
+    """Hold distances at the largest trained ones where the memory or the segment is longer than in training."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """float32 means the precision of the weights themselves; auto takes bfloat16 where this machine is faster in
+    it."""
+
+    corpus: str = ""
+    split: str = ""
+    unit: str = ""
+    """What a token is: byte, character, word or token (a sub-word)."""
+    architecture: str = ""
+    vocab_size: int | None = None
+    text_tokens: int | None = None
+    scored_tokens: int | None = None
+    reached: Reach | None = None
+    """Largest distances (back, ahead) that these lengths bring about."""
+    trained: Reach | None = None
+    """Largest distances (back, ahead) that training brought about, where that is known."""
+    held: Reach | None = None
+    """Where distances were held (back, ahead); None where they were not."""
+    weights: str = ""
+    device: str = ""
+
+    def __post_init__(self) -> None:
+        for name, least in (("segment_length", 1), ("memory_length", 0), ("clamp_length", 1), ("lanes", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"The {name.replace('_', ' ')} is {value}; it must be at least {least}.")
+        if self.starts not in ("published", "document"):
+            raise InputError(f"The protocol {self.starts!r} is not known; choose published or document.")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise InputError(f"The precision {self.precision!r} is not known; choose auto, float32 or bfloat16.")
+
+    @property
+    def complete(self) -> bool:
+        return self.reached is not None
+
+    def completed(self, model: nn.Module, trained: Distances | None = None, **facts: Any) -> Protocol:
+        """Fill in what was left open, from the model's configuration, and decide where distances are held.
+
+        trained     largest distances seen in training, recorded with the weights; None when nobody knows them
+        facts       the fields that only the text can tell (corpus, split, unit)
+        """
+        config = model.config
+        segment_length = config.segment_length if self.segment_length is None else self.segment_length
+        memory_length = config.memory_length if self.memory_length is None else self.memory_length
+        clamp_length = config.clamp_length if self.clamp_length is None else self.clamp_length
+        same_length = config.same_length if self.same_length is None else self.same_length
+        if same_length and not memory_length:
+            raise InputError(
+                "With same length every token sees as far as the memory is long, and a memory of 0 shows it nothing; "
+                "give a memory length of 1 or more, or turn same length off."
+            )
+        with as_tested(model, clamp_length, same_length):
+            reached = model.distances(segment_length=segment_length, memory_length=memory_length)
+            held = None
+            if self.hold_distances and self.clamp_length is None:
+                held = distances_to_hold(model, trained, segment_length, memory_length)
+        weight = next(model.parameters())
+        return dataclasses.replace(
+            self,
+            segment_length=segment_length,
+            memory_length=memory_length,
+            clamp_length=clamp_length,
+            same_length=same_length,
+            lanes=DEFAULT_LANES if self.lanes is None else self.lanes,
+            architecture=config.architecture,
+            vocab_size=config.vocab_size,
+            reached=_pair(reached),
+            trained=None if trained is None else _pair(trained),
+            held=None if held is None else _pair(held),
+            precision=choose(self.precision, weight.device),
+            weights=str(weight.dtype).removeprefix("torch."),
+            device=_device_name(weight.device),
+            **facts,
+        )
+
+    def words(self) -> list[str]:
+        """The completed protocol as sentences for a person."""
+        assert self.complete
+        return [
+            self._scored_in_words(),
+            self._lengths_in_words(),
+            self._distances_in_words(),
+            f"Computed in {self._precision_in_words()} on {self.device}, summed in float64.",
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Protocol:
+        pairs = {name: tuple(value[name]) for name in ("reached", "trained", "held") if value.get(name) is not None}
+        return cls(**(value | pairs))
+
+    def _scored_in_words(self) -> str:
+        text = f"Split {self.split} of {self.corpus}" if self.corpus else f"Split {self.split}"
+        plural = {"byte": "bytes", "character": "characters", "word": "words"}.get(self.unit, "tokens")
+        first = "the first of the stream" if self.starts == "published" else "the first of each document"
+        return (
+            f"{text}, {self.text_tokens:,} {plural}: every one but {first} scored once, {self.scored_tokens:,} in all."
+        )
+
+    def _lengths_in_words(self) -> str:
+        text = f"Segments of {self.segment_length:,}, memory of {self.memory_length:,}"
+        if self.same_length:
+            text += ", every token seeing equally far (same length)"
+        lanes = "one lane" if self.lanes == 1 else f"{self.lanes} lanes"
+        if self.starts == "document":
+            return f"{text}; {lanes}, the memory reset where a document begins (document protocol)."
+        return f"{text}; {lanes} of text, the memory empty at first and never reset (published protocol)."
+
+    def _distances_in_words(self) -> str:
+        assert self.reached is not None
+        if self.held is not None:
+            return (
+                f"Distances held at the largest of training, {_in_words(self.held)}; "
+                f"these lengths reach {_in_words(self.reached)}."
+            )
+        if self.clamp_length is not None:
+            return f"Distances clamped at {self.clamp_length:,}."
+        reach = _in_words(self.reached)
+        if self.trained is None:
+            return f"Distances not held: they reach {reach}, and what training reached is not known."
+        if exceeds(Distances(*self.reached), Distances(*self.trained)):
+            return f"Distances not held: they reach {reach}, beyond the largest of training, {_in_words(self.trained)}."
+        return f"Distances reach {reach}, all seen in training."
+
+    def _precision_in_words(self) -> str:
+        return "bfloat16 (autocast)" if self.precision == "bfloat16" else self.weights
+
+
+@contextmanager
+def as_tested(model: nn.Module, clamp_length: int | None, same_length: bool | None) -> Iterator[None]:
+    """The model in evaluation mode and with these settings, on which no weight depends; as before afterwards."""
+    config, training = model.config, model.training
+    try:
+        model.eval()
+        if (clamp_length, same_length) != (config.clamp_length, config.same_length):
+            model.config = dataclasses.replace(config, clamp_length=clamp_length, same_length=same_length)
+        yield
+    finally:
+        model.config = config
+        model.train(training)
+
+
+def _pair(distances: Distances) -> Reach:
+    return distances.back, distances.ahead
+
+
+def _in_words(reach: Reach) -> str:
+    back, ahead = ("any distance" if value is None else f"{value:,}" for value in reach)
+    return f"{back} back and {ahead} ahead" if reach[1] else f"{back} back"
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()

@@ -1,0 +1,394 @@
+"""A conversation between a text and a model: read, go on, save, go on later.
+
+A session reads text in segments and closes each one at `segment_length` tokens, exactly as in training, so a prompt
+of any length is read at constant memory. It then decodes token by token in a segment left open, which costs the
+same for the first token and for the millionth.
+
+What a session knows between two calls is in its memory and in a handful of plain values: tokens not yet read, text
+held back, one generator a sample. All of it goes into one file, and a session loaded from it goes on with the same
+bits as one that was never interrupted.
+
+Shapes
+    B   lanes: one while a prompt is read, then one for each sample that still runs
+    R   tokens that the model has not read yet; at least one when a token is to be drawn, fewer than fit the open
+    segment
+    V   vocabulary
+"""
+
+from __future__ import annotations
+
+import codecs
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from remanence.errors import InputError
+from remanence.evaluation.holding import distances_to_hold
+from remanence.generation import storage
+from remanence.generation.prompt import opening, settled
+from remanence.generation.sampling import Sampling, draw
+from remanence.generation.stopping import StopFilter
+from remanence.memory import Distances, Memory
+
+BLOCK = 1 << 16
+"""Characters of a prompt that are turned into tokens at a time."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token for every sample that was still running."""
+
+    ids: list[int | None]
+    """The token of each sample; None where the sample had ended before."""
+    pieces: list[str]
+    """Text of each sample that may be shown now; often empty while a character or a stop string may still be
+    incomplete."""
+    stopped: list[bool]
+    """Whether each sample has met a stop string."""
+
+
+class Session:
+    """Reads text into a model's memory and goes on with it.
+
+        session = Session(load_run("runs/small"), sampling=Sampling(temperature=0.8), seed=1)
+        session.read("Once upon a time")
+        for piece in session.stream(200):
+            print(piece, end="", flush=True)
+        session.save("later.safetensors")
+
+    model             a run (from `load_run`), or a model together with its `tokenizer`
+    samples           how many texts to draw from the same prompt, side by side
+    seed              sample i draws from its own generator, seeded with seed + i, and so does not depend on `samples`
+    stops             texts at which a sample ends; they are not shown, not even in part
+    memory_length     slots of memory; by default those of the model's configuration
+    segment_length    where segments are closed; by default that of the model's configuration
+    hold_distances    hold distances at the largest trained ones where memory or segments are longer than in training
+    trained           largest distances seen in training; a run brings its own
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        samples: int = 1,
+        sampling: Sampling | None = None,
+        stops: Sequence[str] = (),
+        seed: int = 0,
+        memory_length: int | None = None,
+        segment_length: int | None = None,
+        hold_distances: bool = True,
+        trained: Distances | None = None,
+    ) -> None:
+        if samples < 1:
+            raise InputError(f"{samples} samples were asked for; give at least 1.")
+        if segment_length is not None and segment_length < 1:
+            raise InputError(f"Segment length is {segment_length}; it must be at least 1.")
+        if memory_length is not None and memory_length < 0:
+            raise InputError(f"Memory length is {memory_length}; it must be at least 0.")
+        self.model, self.tokenizer, self.fingerprint, trained = _parts(model, tokenizer, trained)
+        config = self.model.config
+        self.samples = samples
+        self.sampling = sampling or Sampling()
+        self.stops = tuple(stops)
+        self.seed = seed
+        self.segment_length: int = config.segment_length if segment_length is None else segment_length
+        memory_length = config.memory_length if memory_length is None else memory_length
+        self.held = None
+        if hold_distances:
+            self.held = distances_to_hold(self.model, trained, self.segment_length, memory_length)
+        self.memory: Memory = self.model.init_memory(lanes=1, length=memory_length, hold=self.held)
+        self.tokens_read = 0
+        """Tokens given to the model so far, drawn ones included."""
+        self._forked = False
+        self._pending = torch.zeros(1, 0, dtype=torch.int64)
+        self._text = ""
+        self._running = [0]
+        self._decoders = [self.tokenizer.stream_decoder()]
+        self._filters = [StopFilter(self.stops)]
+        self._generators: list[torch.Generator] = []
+
+    # Reading
+
+    def read(self, text: str) -> None:
+        """Put text at the end of what the model has read, however much; whole segments are read at once and
+        forgotten.
+
+        Text may come in pieces cut anywhere: `read("ab")` and then `read("cd")` is `read("abcd")`. After drawing, all
+        samples read the same text, and a stop string that was met is forgiven.
+        Raises InputError for characters the vocabulary lacks, and for several samples of which some have ended.
+        """
+        self._listen()
+        for begin in range(0, len(text), BLOCK):
+            self._text += text[begin : begin + BLOCK]
+            ready = settled(self._text, self.tokenizer)
+            if ready:
+                self._take(self.tokenizer.encode(self._text[:ready]))
+                self._text = self._text[ready:]
+
+    def read_bytes(self, blocks: Iterable[bytes]) -> None:
+        """`read` for UTF-8 text in blocks cut anywhere, such as those of a file or of standard input.
+
+        A byte model reads the bytes as they are. Raises InputError where another one meets bytes that are not UTF-8.
+        """
+        if hasattr(self.tokenizer, "encode_bytes"):
+            self._listen()
+            for block in blocks:
+                self._take(self.tokenizer.encode_bytes(block))
+            return
+        decoder, count = codecs.getincrementaldecoder("utf-8")(), 0
+        try:
+            for block in blocks:
+                count += len(block)
+                self.read(decoder.decode(block))
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"The prompt is not UTF-8 ({error.reason} within its first {count:,} bytes), and this model reads "
+                f"{self.tokenizer.unit}s, not bytes; convert the prompt to UTF-8."
+            ) from None
+
+    def read_ids(self, ids: Sequence[int] | np.ndarray | Tensor) -> None:
+        """`read` for tokens. Raises InputError for ids outside the vocabulary."""
+        self._listen()
+        self._settle()
+        self._take(np.asarray(ids, dtype=np.int64))
+
+    # Going on
+
+    def step(self) -> Step | None:
+        """Draw one token for every sample that still runs; None when all have ended.
+
+        An interrupt between two steps leaves a session that can be saved.
+        """
+        if not self._running:
+            return None
+        self._begin()
+        with torch.no_grad():
+            hidden, memory = self._feed(self._pending)
+            logits = self.model.head.logits(hidden[:, -1:])[:, 0]
+        drawn = draw(logits, self.sampling, [self._generators[sample] for sample in self._running])
+        self.memory, self._pending = memory, drawn[:, None]
+        ids: list[int | None] = [None] * self.samples
+        pieces = [""] * self.samples
+        for sample, token in zip(self._running, drawn.tolist(), strict=True):
+            ids[sample] = token
+            pieces[sample] = self._filters[sample].push(self._decoders[sample].push([token]))
+        self._drop_ended()
+        return Step(ids=ids, pieces=pieces, stopped=[text.stopped for text in self._filters])
+
+    def steps(self, max_tokens: int | None = None) -> Iterator[Step]:
+        """Steps until all samples have ended, at most `max_tokens` (None: without end), which must not be negative."""
+        if max_tokens is not None and max_tokens < 0:
+            raise InputError(f"{max_tokens} tokens were asked for; give 0 or more.")
+        count = 0
+        while (max_tokens is None or count < max_tokens) and (step := self.step()) is not None:
+            count += 1
+            yield step
+
+    def stream(self, max_tokens: int | None = None, *, finish: bool = True) -> Iterator[str]:
+        """The text of a session of one sample, piece by piece, never half a character and never a part of a stop
+        string.
+
+        finish=False leaves text in which a stop string may have begun to the next call, and to a saved session.
+        Raises InputError for several samples; use `generate` or `steps`.
+        """
+        if self.samples != 1:
+            raise InputError(f"The session has {self.samples} samples and a stream shows one; use generate or steps.")
+        for step in self.steps(max_tokens):
+            if step.pieces[0]:
+                yield step.pieces[0]
+        if finish and (text := self.finish()[0]):
+            yield text
+
+    def generate(self, max_tokens: int) -> list[str]:
+        """The whole texts of all samples."""
+        texts = [""] * self.samples
+        for step in self.steps(max_tokens):
+            texts = [text + piece for text, piece in zip(texts, step.pieces, strict=True)]
+        return [text + rest for text, rest in zip(texts, self.finish(), strict=True)]
+
+    def finish(self) -> list[str]:
+        """Text of each sample that was held back because a stop string might have begun in it.
+
+        A character whose last bytes have not been drawn stays where it is.
+        """
+        rests = [text.finish() for text in self._filters]
+        return rests + [""] * (self.samples - len(rests))
+
+    # Keeping
+
+    def save(self, path: str | Path) -> None:
+        """Write everything that is needed to go on, as one safetensors file, whole or not at all."""
+        storage.save(path, self.memory, self._state())
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        samples: int | None = None,
+        sampling: Sampling | None = None,
+        stops: Sequence[str] | None = None,
+        seed: int | None = None,
+    ) -> Session:
+        """A session that goes on where the saved one was; settings that are given replace the saved ones.
+
+        Another number of samples is possible only while none has begun to draw.
+        Raises InputError when the file is damaged, or of another model.
+        """
+        memory, state = storage.load(path)
+        with storage.refusing(path):
+            session = cls(
+                model,
+                tokenizer,
+                samples=state["samples"] if samples is None else samples,
+                sampling=Sampling(**state["sampling"]) if sampling is None else sampling,
+                stops=state["stops"] if stops is None else stops,
+                seed=state["seed"] if seed is None else seed,
+                memory_length=memory.length,
+                segment_length=state["segment_length"],
+            )
+            session._restore(path, memory, state, reseed=seed is not None)
+        return session
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.fingerprint,
+            "architecture": self.model.config.architecture,
+            "weights": str(next(self.model.parameters()).dtype),
+            "samples": self.samples,
+            "sampling": self.sampling.to_json(),
+            "stops": list(self.stops),
+            "seed": self.seed,
+            "segment_length": self.segment_length,
+            "tokens_read": self.tokens_read,
+            "forked": self._forked,
+            "pending": self._pending.tolist(),
+            "text": self._text,
+            "running": self._running,
+            "decoders": [decoder.state() for decoder in self._decoders],
+            "texts": [{"held": text.held, "stopped": text.stopped} for text in self._filters],
+            "generators": [storage.generator_to_text(generator) for generator in self._generators],
+        }
+
+    def _restore(self, path: str | Path, memory: Memory, state: dict[str, Any], *, reseed: bool) -> None:
+        storage.check_model(path, state, self._state())
+        if state["forked"] and self.samples != state["samples"]:
+            raise InputError(
+                f"{path} holds {state['samples']} samples that have begun to draw, and {self.samples} were asked for; "
+                "leave the number out, or save right after the prompt to draw any number from it."
+            )
+        device = next(self.model.parameters()).device
+        self.memory = memory.to(device=device)
+        self.tokens_read = int(state["tokens_read"])
+        self._forked = bool(state["forked"])
+        self._pending = torch.tensor(state["pending"], dtype=torch.int64).reshape(len(state["pending"]), -1)
+        self._text = str(state["text"])
+        self._running = [int(sample) for sample in state["running"]]
+        self._decoders = [self.tokenizer.stream_decoder() for _ in state["decoders"]]
+        for decoder, saved in zip(self._decoders, state["decoders"], strict=True):
+            decoder.restore(saved)
+        self._filters = [StopFilter(self.stops, str(text["held"]), bool(text["stopped"])) for text in state["texts"]]
+        self._generators = [storage.generator_from_text(text) for text in state["generators"]]
+        if reseed and self._forked:
+            self._generators = _seeded(self.seed, self.samples)
+
+    # Inside
+
+    def _listen(self) -> None:
+        """Make ready for more text after some was drawn."""
+        if self._forked and self.samples > 1 and len(self._running) < self.samples:
+            raise InputError(
+                f"{self.samples - len(self._running)} of {self.samples} samples have met a stop string and the others "
+                "have not, so they cannot read on together; read on with a session of one sample."
+            )
+        self._filters = [StopFilter(self.stops) for _ in self._filters]
+        self._running = list(range(len(self._filters)))
+
+    def _settle(self) -> None:
+        """Turn text that was held back into tokens: what follows it is known not to be text."""
+        if self._text:
+            text, self._text = self._text, ""
+            self._take(self.tokenizer.encode(text))
+
+    def _take(self, ids: np.ndarray) -> None:
+        """Append tokens, and read segments as they become full."""
+        low, high, vocab_size = int(ids.min(initial=0)), int(ids.max(initial=0)), self.model.config.vocab_size
+        if low < 0 or high >= vocab_size:
+            raise InputError(
+                f"Token ids from {low} to {high} were given, but the vocabulary has {vocab_size:,} entries, from 0 to "
+                f"{vocab_size - 1}; use the tokenizer that belongs to the model."
+            )
+        for decoder in self._decoders:
+            decoder.push(ids)
+        tokens = torch.as_tensor(ids, dtype=torch.int64)
+        self._pending = torch.cat([self._pending, tokens.expand(len(self._pending), -1)], dim=1)
+        with torch.no_grad():
+            # One token always stays: the next one is drawn from what the model makes of it.
+            while self.memory.opened + self._pending.shape[1] > self.segment_length:
+                room = self.segment_length - self.memory.opened
+                _, self.memory = self._feed(self._pending[:, :room])
+                self._pending = self._pending[:, room:]
+
+    def _begin(self) -> None:
+        """Turn the prompt that was read into samples, before the first token is drawn."""
+        self._settle()
+        if not self._pending.shape[1]:
+            self._take(opening(self.tokenizer))
+        if self._forked:
+            return
+        lanes = torch.zeros(self.samples, dtype=torch.int64)
+        self.memory, self._pending = self.memory[lanes.to(self._device)], self._pending[lanes]
+        self._decoders = [copy.deepcopy(self._decoders[0]) for _ in range(self.samples)]
+        self._filters = [StopFilter(self.stops) for _ in range(self.samples)]
+        self._generators = _seeded(self.seed, self.samples)
+        self._running = list(range(self.samples))
+        self._forked = True
+
+    def _feed(self, tokens: Tensor) -> tuple[Tensor, Memory]:
+        """Read tokens (B, R) into the open segment, and close it when it is full."""
+        opened = self.memory.opened
+        assert 0 < tokens.shape[1] <= self.segment_length - opened
+        close = opened + tokens.shape[1] == self.segment_length
+        hidden, memory, _ = self.model(tokens.to(self._device), self.memory, None, close=close)
+        self.tokens_read += tokens.shape[1]
+        return hidden, memory
+
+    def _drop_ended(self) -> None:
+        """Stop computing samples that have met a stop string. A single one keeps its memory, to read on from
+        there.
+        """
+        kept = [lane for lane, sample in enumerate(self._running) if not self._filters[sample].stopped]
+        if len(kept) == len(self._running):
+            return
+        if kept:
+            lanes = torch.tensor(kept)
+            self.memory, self._pending = self.memory[lanes.to(self._device)], self._pending[lanes]
+        self._running = [self._running[lane] for lane in kept]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def _seeded(seed: int, samples: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed + sample) for sample in range(samples)]
+
+
+def _parts(model: Any, tokenizer: Any, trained: Distances | None) -> tuple[nn.Module, Any, str, Distances | None]:
+    """Model, tokenizer, fingerprint and trained distances of a run, or of a model and its tokenizer."""
+    if not isinstance(model, nn.Module):
+        fingerprint = f"{model.fingerprint}-{model.tokenizer.fingerprint}"
+        return model.model, model.tokenizer, fingerprint, trained or model.distances
+    if tokenizer is None:
+        raise InputError("A model was given without its tokenizer; give both, or a run.")
+    return model.eval(), tokenizer, f"{storage.fingerprint_of(model)}-{tokenizer.fingerprint}", trained

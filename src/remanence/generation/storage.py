@@ -1,0 +1,102 @@
+"""A session as one file: the memory as tensors, the rest as JSON, a checksum over both."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from remanence.errors import InputError
+from remanence.memory import Memory, load_memory
+
+FORMAT = "remanence-session-1"
+
+
+def save(path: str | Path, memory: Memory, state: dict[str, Any]) -> None:
+    """Write memory and state, whole or not at all."""
+    memory = memory.detach()
+    memory.save(path, metadata={"format": FORMAT, "session": state, "sha256": _checksum(memory, state)})
+
+
+def load(path: str | Path) -> tuple[Memory, dict[str, Any]]:
+    """What `save` wrote. Raises InputError when the file is missing, altered, cut short or no session."""
+    memory, metadata = load_memory(path)
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path} holds a memory but no session; give a file that generation wrote with --memory-out.")
+    state = metadata.get("session")
+    if not isinstance(state, dict) or metadata.get("sha256") != _checksum(memory, state):
+        raise InputError(f"{path} has been altered since it was saved; generate the memory again or restore the file.")
+    return memory, state
+
+
+@contextmanager
+def refusing(path: str | Path) -> Iterator[None]:
+    """Turn what goes wrong with values that are missing or of another type into an error about the file."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, binascii.Error, RuntimeError) as error:
+        raise InputError(
+            f"{path} is not a session this version can read ({type(error).__name__}: {error}); "
+            "generate the memory again."
+        ) from None
+
+
+def check_model(path: str | Path, saved: dict[str, Any], present: dict[str, Any]) -> None:
+    """Raise InputError unless a saved session belongs to the present model."""
+    if saved["architecture"] != present["architecture"]:
+        raise InputError(
+            f"{path} is the memory of a {saved['architecture']} model, and this one is {present['architecture']}; "
+            "give the run that the memory was made with."
+        )
+    if saved["fingerprint"] != present["fingerprint"]:
+        raise InputError(
+            f"{path} is the memory of another model (its weights, configuration or tokenizer differ from this one's); "
+            "give the run and the checkpoint that the memory was made with."
+        )
+    if saved["weights"] != present["weights"]:
+        raise InputError(
+            f"{path} was made with weights in {saved['weights'].removeprefix('torch.')}, and these are in "
+            f"{present['weights'].removeprefix('torch.')}; load the model in the same precision."
+        )
+
+
+def fingerprint_of(model: nn.Module) -> str:
+    """SHA-256 of a model's configuration and weights, for a model that comes without a run."""
+    digest = hashlib.sha256(repr(model.config).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def generator_to_text(generator: torch.Generator) -> str:
+    return base64.b64encode(generator.get_state().numpy().tobytes()).decode("ascii")
+
+
+def generator_from_text(text: str) -> torch.Generator:
+    generator = torch.Generator()
+    state = bytearray(base64.b64decode(text, validate=True))
+    generator.set_state(torch.frombuffer(state, dtype=torch.uint8))
+    return generator
+
+
+def _checksum(memory: Memory, state: dict[str, Any]) -> str:
+    tensors, description = memory.state()
+    digest = hashlib.sha256(json.dumps([description, state], sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
