@@ -1,0 +1,110 @@
+"""The command `remanence`: a table of sub-commands, each imported when it is used, so that help is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+COMMANDS = {
+    "prepare": "turn text into a corpus of tokens, from files or a published corpus",
+    "train": "train a model from a recipe; stop and resume it at any time",
+    "evaluate": "score a trained model, with the memory length and the protocol of your choice",
+    "generate": "continue a text with a trained model",
+    "demo": "train three small models on real text and write a report, in a few minutes",
+}
+"""Every command is `main(argv, prog) -> exit code` in the module of its name in `remanence.commands`."""
+
+HELP = f"""\
+usage: remanence COMMAND [ARGUMENTS]
+
+Language models that carry a memory from one segment of text to the next.
+
+commands:
+{chr(10).join(f"  {name:<10}{summary}" for name, summary in COMMANDS.items())}
+
+options:
+  -h, --help  this text; remanence COMMAND --help tells about a command
+  --version   the version of the library
+
+example:
+  remanence train recipes/lamemo-books.toml --training.steps 2000
+"""
+
+FAILED, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and give its exit code: 0, 2 for input that cannot be used (one sentence on standard error),
+    130 after Ctrl-C, 141 when the reader of our output has gone."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else FAILED if stop.code else 0
+    except KeyboardInterrupt:
+        print("remanence: interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes once more at its end, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = BROKEN_PIPE
+    except OSError as error:
+        code = _fail(_told(error))
+    except ValueError as error:
+        # Only our own kind; any other ValueError is a fault of ours, and its traceback is wanted.
+        from remanence.errors import InputError
+
+        if not isinstance(error, InputError):
+            raise
+        code = _fail(str(error))
+    return code
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if argv[0] == "--version":
+        from remanence import __version__
+
+        print(f"remanence {__version__}")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        import difflib
+
+        kind = "option" if name.startswith("-") else "command"
+        close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
+        return _fail(f"There is no {kind} {name}; did you mean {close}? See remanence --help.")
+    _warn_in_a_sentence()
+    return import_module(f"remanence.commands.{name}").main(rest, f"remanence {name}")
+
+
+def _fail(sentence: str) -> int:
+    print(f"remanence: error: {sentence}", file=sys.stderr)
+    return FAILED
+
+
+def _told(error: OSError) -> str:
+    """An error of the operating system as a sentence, with the file it is about."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{reason}: {error.filename}." if error.filename else f"{reason.rstrip('.')}."
+
+
+def _warn_in_a_sentence() -> None:
+    """Show our warnings without the line of code that gave them, which says nothing to the user of a command."""
+    import warnings
+
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if category.__module__.startswith("remanence."):
+            print(f"remanence: warning: {message}", file=sys.stderr)
+        else:
+            usual(message, category, *place, **more)
+
+    warnings.showwarning = show

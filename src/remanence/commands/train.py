@@ -1,0 +1,109 @@
+"""`remanence train`: a recipe and flags in, a run's folder out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from torch import nn
+
+from remanence.config import Recipe
+from remanence.config.flags import parse_flags
+from remanence.config.recipe import draft_recipe, settle, take_architecture, unsized
+from remanence.data import Corpus
+from remanence.data.corpus import Split
+from remanence.errors import InputError
+from remanence.evaluation import Protocol, evaluate
+from remanence.models import config_class
+from remanence.training import Trainer
+
+HELP = """\
+Train a model from a recipe.
+
+RECIPE is a TOML file, or the folder of a run to --resume. Every setting of the recipe is a flag;
+--model.architecture NAME chooses another model, and --help after a recipe shows its settings.
+Ctrl-C and SIGTERM save and stop (exit codes 130 and 143); a run that was stopped or killed goes on
+with --resume, exactly as if nothing had happened.
+
+Example: remanence train recipes/lamemo-books.toml --model.memory-length 256 --training.steps 2000
+"""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command is given."""
+
+    path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RECIPE")]
+    """A recipe, or the folder of a run to resume."""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    folder: Path | None = None
+    """Where the run goes; runs/NAME with the name of the recipe, unless given."""
+    resume: bool = False
+    """Go on with the run in the folder, from its last checkpoint."""
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    arguments = parse(argv, prog)
+    recipe = arguments.recipe
+    folder = arguments.folder or Path("runs") / recipe.name
+    corpus = Corpus.open(recipe.data.corpus)
+    splits = [corpus.split(name) for name in corpus.splits if name == "validation"]
+
+    def validate(model: nn.Module) -> dict[str, Any]:
+        return validation(model, splits[0], recipe, corpus, trainer.state.precision)
+
+    trainer = Trainer(recipe, corpus, folder, validate=validate if splits else None, resume=arguments.resume)
+    result = trainer.run()
+    return 0 if result.signal is None else 128 + result.signal
+
+
+def parse(argv: Sequence[str], prog: str = "remanence train") -> Arguments:
+    """The arguments with the recipe they name, its flags applied. Raises InputError; `--help` raises SystemExit(0)."""
+    if not argv or argv[0].startswith("-"):
+        if {"-h", "--help"} & set(argv):
+            parse_flags(Arguments, ["--help"], prog, HELP, default=_template())
+        raise InputError(f"A recipe comes first: {prog} recipes/lamemo-books.toml; see {prog} --help.")
+    path = Path(argv[0])
+    is_run = path.is_dir()
+    architecture, flags = take_architecture(argv[1:])
+    draft = draft_recipe(path / "recipe.toml" if is_run else path, architecture)
+    default = Arguments(path, draft, folder=path if is_run else None)
+    arguments = parse_flags(Arguments, [argv[0], *flags], prog, HELP, default=default)
+    if is_run and not arguments.resume:
+        raise InputError(f"{path} is the folder of a run; add --resume to go on with it, or give a recipe.")
+    return dataclasses.replace(arguments, recipe=settle(arguments.recipe))
+
+
+def validation(model: nn.Module, split: Split, recipe: Recipe, corpus: Corpus, precision: Any) -> dict[str, Any]:
+    """The score of the validation split at the lengths of training, as numbers for the log."""
+    limit = recipe.training.validation_tokens
+    if limit and limit < len(split):
+        split = dataclasses.replace(
+            split, tokens=split.tokens[:limit], documents=split.documents[split.documents < limit]
+        )
+    # Every lane begins cold, so that a short text is not read by as many lanes as training has.
+    fitting = max(1, len(split) // (4 * recipe.model.segment_length))
+    protocol = Protocol(
+        starts=recipe.data.protocol, lanes=min(recipe.training.lanes, fitting), precision=precision
+    )
+    score = evaluate(model, split, protocol, unit=corpus.unit, corpus=corpus.name, name="validation")
+    numbers = {name: getattr(score, name) for name in ("bits_per_byte", "bits_per_character", "perplexity")}
+    return {
+        "nats_per_token": score.nats_per_token,
+        "headline": score.headline,
+        **{name: value for name, value in numbers.items() if value is not None and math.isfinite(value)},
+        "tokens": score.tokens,
+        "seconds": round(score.seconds, 3),
+    }
+
+
+def _template() -> Arguments:
+    """What the help shows when no recipe is given: LaMemo's settings, those a recipe has to give as required."""
+    kind = unsized(config_class("lamemo"))
+    required = [each.name for each in dataclasses.fields(kind) if each.default is dataclasses.MISSING and each.init]
+    return Arguments(tyro.MISSING, Recipe(tyro.MISSING, model=kind(**dict.fromkeys(required, tyro.MISSING))))

@@ -1,0 +1,126 @@
+"""Command-line flags <-> dataclasses, by tyro, with every error in one sentence.
+
+tyro reads the types, the defaults and the docstrings of the fields, so that a setting is described in one place only:
+`memory_length` of the table `model` is the flag `--model.memory-length`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+
+from remanence.config.tables import annotations, describe, union_of, unknown_key
+from remanence.errors import InputError
+
+Settings = TypeVar("Settings")
+
+
+def parse_flags(
+    kind: type[Settings],
+    argv: Sequence[str],
+    prog: str,
+    description: str | None = None,
+    default: Settings | None = None,
+) -> Settings:
+    """An instance of the dataclass `kind` from the flags in `argv`; what is not given keeps the value of `default`.
+
+    `prog` is the command as the user typed it ("remanence train"), `description` the text above the flags in the help
+    (default: the docstring of `kind`). `--help` prints the help and raises SystemExit(0). Raises InputError, in one
+    sentence, for unknown flags (naming the nearest valid one), wrong values and missing arguments.
+    """
+    options: dict[str, Any] = {"prog": prog, "description": description, "args": list(argv)}
+    if default is not None:
+        options["default"] = default
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    raise _explain(complaint.getvalue(), argv, flag_types(kind, default), prog)
+
+
+def flag_types(kind: Any, default: Any = None, prefix: str = "--") -> dict[str, Any]:
+    """Every flag of a dataclass with its type. Nested dataclasses are dotted; positional arguments are left out."""
+    flags: dict[str, Any] = {}
+    marked = get_type_hints(kind, include_extras=True)
+    for name, annotation in annotations(kind).items():
+        value = getattr(default, name, None)
+        nested = type(value) if dataclasses.is_dataclass(value) else annotation
+        markers = getattr(marked[name], "__metadata__", ())
+        renamed = [marker.name for marker in markers if getattr(marker, "name", None) is not None]
+        dashed = renamed[0] if renamed else name.replace("_", "-")
+        if dataclasses.is_dataclass(nested):
+            flags |= flag_types(nested, value, f"{prefix}{dashed}." if dashed else prefix)
+        elif "Positional" not in map(repr, markers):
+            flags[prefix + dashed] = annotation
+            flags |= {alias: annotation for marker in markers for alias in getattr(marker, "aliases", None) or ()}
+    return flags
+
+
+def _explain(complaint: str, argv: Sequence[str], flags: dict[str, Any], prog: str) -> InputError:
+    """The error for what tyro refused: our own sentence where a flag is at fault, and tyro's words otherwise."""
+    for position, word in enumerate(argv):
+        written, attached, value = word.partition("=")
+        if not written.startswith("--") or written in ("--", "--help"):
+            continue
+        canonical = written.replace("_", "-")
+        negated = re.sub(r"(--|\.)no-([^.]*)$", r"\1\2", canonical)
+        flag = canonical if canonical in flags else negated
+        if flag not in flags or (flag != canonical and flags[flag] is not bool):
+            return unknown_key(written, flags, noun="flag")
+        words = [value] if attached else _values(argv[position + 1 :], flags[flag])
+        if not _fits(flags[flag], words):
+            given = " ".join(words)
+            told = f'is "{given}"' if given else "is given without a value"
+            if flags[flag] is bool:
+                return InputError(f"{written} {told}, but it takes no value; write {flag} or leave it out.")
+            return InputError(f"{written} {told}, but it must be {describe(flags[flag])}.")
+    # Between tyro's title and its first rule stands what is wrong; what follows repeats the help.
+    lines = [line.strip("│ ") for line in complaint.splitlines()[1:-1]]
+    told = " ".join(lines[: next((index for index, line in enumerate(lines) if line.startswith("──")), len(lines))])
+    told = " ".join(told.split())
+    refused = re.match(r"Error parsing \w+: (.*)$", told)
+    return InputError(refused[1] if refused else f"{told.rstrip('.')}; see {prog} --help.")
+
+
+def _values(words: Sequence[str], annotation: Any) -> list[str]:
+    """The words that belong to a flag of this type: up to the next flag, and no more than the type takes."""
+    flags = (index for index, word in enumerate(words) if re.match(r"-[^\d.]", word))
+    values = list(words[: next(flags, len(words))])
+    if annotation is bool:
+        # A word after a switch may be a positional argument, unless it is one that people write for yes and no.
+        return (
+            values[:1] if values and values[0].lower() in ("true", "false", "yes", "no", "on", "off", "1", "0") else []
+        )
+    return values if any(get_origin(option) in (tuple, list) for option in union_of(annotation)) else values[:1]
+
+
+def _fits(annotation: Any, words: Sequence[str]) -> bool:
+    """Whether tyro reads `words` as a value of this type; True for types that are not looked into."""
+    if annotation is bool:
+        return not words
+    if get_origin(annotation) is tuple:
+        items = get_args(annotation)
+        if items[-1] is Ellipsis:
+            return all(_fits(items[0], [word]) for word in words)
+        return len(items) == len(words) and all(_fits(item, [word]) for item, word in zip(items, words, strict=True))
+    if len(union_of(annotation)) > 1:
+        return any(
+            words == ["None"] if option is type(None) else _fits(option, words) for option in union_of(annotation)
+        )
+    if len(words) != 1:
+        return bool(words) or annotation not in (int, float, str)
+    if annotation in (int, float):
+        try:
+            annotation(words[0])
+        except ValueError:
+            return False
+    return get_origin(annotation) is not Literal or words[0] in map(str, get_args(annotation))

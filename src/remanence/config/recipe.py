@@ -1,0 +1,207 @@
+"""A recipe: one complete, reproducible run, as a TOML file and as a frozen dataclass.
+
+name = "lamemo-books"
+[data]      corpus = "data/books"
+[model]     architecture = "lamemo", then the fields of its configuration
+[training]  TrainingSettings
+[evaluation]  EvaluationSettings
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from remanence.config.settings import DataSettings, EvaluationSettings, TrainingSettings
+from remanence.config.tables import annotations, nearest, read_table, write_table
+from remanence.errors import InputError
+from remanence.models import architectures, config_class
+
+VOCABULARY_TO_TRY = 1 << 24
+"""Stands in for a vocabulary that is not known yet, to check the other settings of a model."""
+
+
+class SettingWarning(UserWarning):
+    """A setting has no effect, or not the one that its name promises."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One complete, reproducible run."""
+
+    name: str
+    """Names the run's folder, runs/NAME."""
+    description: str = ""
+    """What the run is for, in a sentence."""
+    data: DataSettings = field(default_factory=DataSettings)
+    model: Any = None
+    """The configuration of one architecture. Its vocab_size is None until a corpus has told it (`sized`)."""
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    @property
+    def architecture(self) -> str:
+        return self.model.architecture
+
+    def sized(self, vocab_size: int) -> Recipe:
+        """The recipe with the vocabulary of its corpus.
+
+        Raises InputError when the recipe names a vocabulary that is too small for it.
+        """
+        given = self.model.vocab_size
+        if given is None:
+            model = _model_from({**write_table(self.model), "vocab_size": vocab_size}, self.architecture)
+            return dataclasses.replace(self, model=model)
+        if given < vocab_size:
+            raise InputError(
+                f"The corpus has {vocab_size} token ids, but the recipe's model.vocab_size is {given}; leave it out to "
+                "take that of the corpus, or prepare the corpus that the recipe describes."
+            )
+        return self
+
+
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), prog: str = "remanence train RECIPE", warn: bool = True
+) -> Recipe:
+    """Read a TOML file and apply flags to it, such as ["--model.memory-length", "640"].
+
+    Raises InputError for a missing or malformed file, an unknown key or flag (naming the nearest valid one), a value of
+    the wrong type or out of range. Warns (SettingWarning) about settings that have no effect.
+    """
+    # Not at the top: tyro takes a tenth of a second, and a library user may never give a flag.
+    from remanence.config.flags import parse_flags
+
+    architecture, overrides = take_architecture(overrides)
+    recipe = draft_recipe(path, architecture)
+    return settle(parse_flags(Recipe, overrides, prog, default=recipe) if overrides else recipe, warn)
+
+
+def draft_recipe(path: str | Path, architecture: str | None = None) -> Recipe:
+    """The recipe in a file, before flags: the model's settings are not checked yet, since flags may still mend them."""
+    return recipe_from_table(_read_toml(Path(path)), architecture, check=False)
+
+
+def settle(recipe: Recipe, warn: bool = True) -> Recipe:
+    """A draft as a recipe whose settings have all been checked; warns about those that have no effect."""
+    recipe = recipe_from_table(table_of(recipe))
+    if warn:
+        warn_of_settings_without_effect(recipe)
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The text of a TOML file that `load_recipe` turns into an equal recipe."""
+    return tomli_w.dumps(table_of(recipe))
+
+
+def table_of(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as nested tables, the architecture first in [model]."""
+    return write_table(recipe) | {"model": {"architecture": recipe.architecture, **write_table(recipe.model)}}
+
+
+def recipe_from_table(table: Mapping[str, Any], architecture: str | None = None, check: bool = True) -> Recipe:
+    """The recipe that `table_of` wrote, or that a TOML file holds; `architecture` overrides the one in [model].
+
+    Without `check` it is a draft: see `draft_recipe`.
+    """
+    table = dict(table)
+    model = table.pop("model", None)
+    if not isinstance(model, Mapping):
+        raise InputError(f"The recipe has no table [model]; add it, with architecture = {_choices()}.")
+    model = dict(model)
+    named = model.pop("architecture", None)
+    architecture = architecture or named
+    if architecture is None:
+        raise InputError(f"model.architecture is missing; give one of {_choices()}.")
+    if architecture not in architectures():
+        shown = f"model.architecture is {architecture!r}".replace("'", '"')
+        raise InputError(f"{shown}, but it must be one of {_choices()}; did you mean {_like(architecture)}?")
+    recipe = read_table(Recipe, table)
+    return dataclasses.replace(recipe, model=_model_from(model, architecture, check))
+
+
+def take_architecture(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The architecture named by `--model.architecture`, which decides what other flags there are, and the other flags."""
+    flags, rest, architecture = list(overrides), [], None
+    while flags:
+        word = flags.pop(0)
+        name, attached, value = word.partition("=")
+        if name != "--model.architecture":
+            rest.append(word)
+        elif attached or flags:
+            architecture = value if attached else flags.pop(0)
+        else:
+            raise InputError(f"--model.architecture is given without a value, but it must be one of {_choices()}.")
+    return architecture, rest
+
+
+def warn_of_settings_without_effect(recipe: Recipe) -> None:
+    training, model, evaluation = recipe.training, recipe.model, recipe.evaluation
+    without: list[str] = []
+    if training.schedule == "constant" and training.floor:
+        without.append("training.floor has no effect, because the constant schedule never falls.")
+    if training.warmup_steps >= training.steps:
+        without.append(
+            f"training.warmup_steps is {training.warmup_steps}, so the {training.steps} steps never reach the full "
+            "learning rate."
+        )
+    if training.validation_tokens and not training.validate_every:
+        without.append("training.validation_tokens has no effect, because training.validate_every is 0.")
+    if "memory_length" not in annotations(type(model)) and evaluation.memory_length:
+        without.append(f"evaluation.memory_length has no effect, because the {recipe.architecture} has no memory.")
+    for message in without:
+        warnings.warn(message, SettingWarning, stacklevel=3)
+
+
+@cache
+def unsized(kind: type) -> type:
+    """The configuration class `kind` with a vocabulary that may be None: that of a corpus not opened yet."""
+    return dataclasses.make_dataclass(
+        kind.__name__,
+        [("vocab_size", int | None, None)],
+        bases=(kind,),
+        frozen=True,
+        kw_only=True,
+        namespace={"__post_init__": lambda self: None, "__doc__": kind.__doc__, "__module__": kind.__module__},
+    )
+
+
+def _model_from(table: Mapping[str, Any], architecture: str, check: bool = True) -> Any:
+    kind = config_class(architecture)
+    tentative = read_table(unsized(kind), table, "model")
+    if not check:
+        return tentative
+    values = {name: getattr(tentative, name) for name in (each.name for each in dataclasses.fields(kind))}
+    if tentative.vocab_size is not None:
+        return kind(**values)
+    kind(**values | {"vocab_size": VOCABULARY_TO_TRY})
+    return tentative
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        others = sorted(other.name for other in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        hint = f"did you mean {path.parent / nearest(path.name, others)}?" if others else "check the path."
+        raise InputError(f"There is no recipe {path}; {hint}") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder, but a recipe is a TOML file.") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path} is not a TOML file ({error}); correct it there.") from None
+
+
+def _choices() -> str:
+    return ", ".join(f'"{name}"' for name in architectures())
+
+
+def _like(name: str) -> str:
+    return f'"{nearest(name, architectures())}"'

@@ -1,0 +1,108 @@
+"""The folder of a run: what is where in it, and that it holds one run only.
+
+recipe.toml      the resolved recipe
+tokenizer/       the tokenizer of the corpus, so that the run can be used without it
+log.jsonl        see log.py
+checkpoints/     `last`, to resume from, and `best`, the weights with the best validation
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remanence.config import Recipe, dump_recipe, load_recipe
+from remanence.errors import InputError
+from remanence.files import write_text
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its things."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.toml"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def diverged(self) -> Path:
+        return self.path / "diverged.json"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "checkpoints" / "last"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "checkpoints" / "best"
+
+    @property
+    def holds_run(self) -> bool:
+        return self.recipe.is_file()
+
+    def check_free(self) -> None:
+        """Raise InputError when something is there already."""
+        if self.holds_run:
+            raise InputError(
+                f"{self.path} already holds a run; go on with it by --resume, or choose another folder by --folder."
+            )
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise InputError(f"{self.path} exists and is not empty; choose another folder by --folder.")
+
+    def check_run(self) -> None:
+        """Raise InputError when there is no run."""
+        if not self.holds_run:
+            raise InputError(f"{self.path} holds no run: there is no recipe.toml in it; check the path.")
+
+    def create(self, recipe: Recipe, tokenizer: Any) -> None:
+        """Make the folder with the recipe and the tokenizer in it, in one step. Raises InputError like `check_free`."""
+        self.check_free()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        try:
+            (draft / "checkpoints").mkdir(parents=True)
+            tokenizer.save(draft / "tokenizer")
+            write_text(draft / "recipe.toml", dump_recipe(recipe))
+            os.rename(draft, self.path)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def read_recipe(self) -> Recipe:
+        """The resolved recipe of the run. Raises InputError when there is none."""
+        self.check_run()
+        return load_recipe(self.recipe, warn=False)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Held while the run is trained: two processes in one folder would overwrite each other's checkpoints.
+
+        The lock goes with the process, however it ends. Raises InputError when another process holds it.
+        """
+        with open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{self.path} is being trained by another process; wait for it or stop it first."
+                ) from None
+            yield

@@ -1,0 +1,172 @@
+"""What a run tells while it trains: the log, the display, and what led to a loss that is not finite."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from remanence.config import TrainingSettings
+from remanence.errors import InputError
+from remanence.files import write_json
+from remanence.training.folder import RunFolder
+from remanence.training.log import JsonLines, Sink, TensorBoard
+from remanence.training.progress import Display
+from remanence.training.state import State
+from remanence.training.units import Unit
+
+STEPS_UNREAD = 10
+"""A GPU computes on its own; its losses are read so many at a time, so that it seldom waits for us."""
+STEPS_TOLD = 100
+"""How many steps before a divergence are written down."""
+
+
+class Diverged(InputError):
+    """The loss, the gradient or a weight is not a finite number any more."""
+
+
+class Journal:
+    """Writes the log of a run and shows it; used as a context."""
+
+    def __init__(
+        self, folder: RunFolder, settings: TrainingSettings, state: State, unit: Unit, console: Console
+    ) -> None:
+        self.folder, self.settings, self.state, self.unit = folder, settings, state, unit
+        self.saved_at = state.progress.step
+        """The step of the last checkpoint."""
+        self._lines = JsonLines(folder.log, state.progress.step, state.progress.validated_at)
+        self._sinks: list[Sink] = [self._lines]
+        if settings.tensorboard:
+            self._sinks.append(TensorBoard(folder.tensorboard, state.progress.step))
+        self._display = Display(console, settings.steps, state.progress.step)
+        self._unread: list[tuple[int, float, Tensor]] = []
+        self._recent: deque[dict[str, Any]] = deque(maxlen=STEPS_TOLD)
+        self._window_tokens, self._window_seconds, self._mark = 0, 0.0, time.perf_counter()
+
+    def __enter__(self) -> Journal:
+        self._display.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._display.stop()
+        for sink in self._sinks:
+            sink.close()
+
+    def write(self, kind: str, **values: Any) -> None:
+        """A record for the log."""
+        for sink in self._sinks:
+            sink.write({"kind": kind, "step": self.state.progress.step, **values})
+
+    def say(self, text: str) -> None:
+        """A line for the person."""
+        self._display.say(text)
+
+    def trained(self, rate: float, loss: Tensor, norm: Tensor, tokens: int) -> None:
+        """A step was made; `loss` and `norm` are scalars that the device may still be computing."""
+        progress = self.state.progress
+        progress.tokens += tokens
+        self._window_tokens += tokens
+        self._unread.append((progress.step, rate, torch.stack([loss, norm.to(loss.dtype)])))
+        if loss.device.type == "cpu" or len(self._unread) >= STEPS_UNREAD:
+            self.read_losses()
+        if progress.step % self.settings.log_every == 0:
+            self._line()
+        self._display.step(progress.step)
+
+    def read_losses(self) -> None:
+        """Bring losses and gradient norms from the device. Raises Diverged where one is not finite."""
+        if not self._unread:
+            return
+        values = torch.stack([pair for _, _, pair in self._unread]).tolist()
+        for (step, rate, _), (loss, norm) in zip(self._unread, values, strict=True):
+            self._recent.append({"step": step, "learning_rate": rate, "loss": loss, "gradient_norm": norm})
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise self.diverged(f"The loss became {loss:g} and the norm of the gradient {norm:g}")
+            self.state.progress.loss_sum += loss
+            self.state.progress.loss_steps += 1
+        self._unread.clear()
+
+    @contextmanager
+    def aside(self, what: str) -> Iterator[None]:
+        """Work that is not training, named on the display and left out of its time. Losses are read first."""
+        self.read_losses()
+        self._tick()
+        self._display.doing(what)
+        try:
+            yield
+        finally:
+            self._display.doing("training")
+            self._mark = time.perf_counter()
+
+    def sync(self) -> None:
+        """Bring the log to the disk, before a checkpoint that relies on it."""
+        self._lines.sync()
+
+    def diverged(self, what: str) -> Diverged:
+        """The error to raise; what led to it is written down in the run's diverged.json."""
+        model: nn.Module = self.state.model
+        last = self._recent[-1] if self._recent else {"step": self.state.progress.step, "learning_rate": math.nan}
+        write_json(
+            self.folder.diverged,
+            {
+                "what": what,
+                "recent": [{name: _json(value) for name, value in each.items()} for each in self._recent],
+                "not_finite": {
+                    "weights": [name for name, each in model.named_parameters() if not _finite(each)],
+                    "gradients": [name for name, each in model.named_parameters() if not _finite(each.grad)],
+                },
+                "lanes": self.state.lanes.state(),
+                "precision": self.state.precision,
+            },
+        )
+        self.write("diverged", what=what, at=last["step"])
+        kept = f"the checkpoint of step {self.saved_at:,} is kept" if self.saved_at else "no checkpoint was due before"
+        return Diverged(
+            f"{what} at step {last['step']:,}, with the learning rate {last['learning_rate']:g}; {kept}, and "
+            f"{self.folder.diverged} tells what led to it: lower training.learning_rate, raise training.warmup_steps or "
+            "set training.precision to float32 in a new run."
+        )
+
+    def _line(self) -> None:
+        self.read_losses()
+        self._tick()
+        progress, last = self.state.progress, self._recent[-1]
+        loss = progress.loss_sum / progress.loss_steps
+        speed = self._window_tokens / max(self._window_seconds, 1e-9)
+        self.write(
+            "train",
+            loss=loss,
+            learning_rate=last["learning_rate"],
+            gradient_norm=last["gradient_norm"],
+            tokens=progress.tokens,
+            epoch=self.state.lanes.epoch,
+            tokens_per_second=round(speed, 1),
+            seconds=round(progress.seconds, 3),
+        )
+        progress.losses.append((progress.step, loss))
+        progress.loss_sum, progress.loss_steps = 0.0, 0
+        self._window_tokens, self._window_seconds = 0, 0.0
+        self._display.trained(progress.step, self.unit.text(loss), speed)
+
+    def _tick(self) -> None:
+        """Count the time since the last mark as training."""
+        now = time.perf_counter()
+        self.state.progress.seconds += now - self._mark
+        self._window_seconds += now - self._mark
+        self._mark = now
+
+
+def _finite(tensor: Tensor | None) -> bool:
+    return tensor is None or bool(torch.isfinite(tensor).all())
+
+
+def _json(value: float) -> float | str:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else str(value)

@@ -1,0 +1,57 @@
+"""Adam and AdamW, and their state as named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from remanence.config import TrainingSettings
+from remanence.errors import InputError
+
+
+def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """The optimizer of a recipe. Matrices decay, vectors (biases, gains) do not."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [each for each in parameters if each.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [each for each in parameters if each.dim() < 2], "weight_decay": 0.0},
+    ]
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    # One kernel over all weights, on CPU too: see the figures in docs/training.md.
+    fused = {parameter.device.type for parameter in parameters} <= {"cpu", "cuda", "mps"}
+    return kind(
+        [group for group in groups if group["params"]],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.epsilon,
+        fused=fused,
+    )
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The state of every parameter as tensors named "parameter name/what it is"; empty before the first update."""
+    return {
+        f"{name}/{what}": value
+        for name, parameter in model.named_parameters()
+        for what, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give back what `optimizer_state` took. Raises InputError when it belongs to other parameters."""
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        name, _, what = key.rpartition("/")
+        if name not in parameters or (value.dim() > 0 and value.shape != parameters[name].shape):
+            raise InputError(
+                f"The optimizer state holds {key}, which does not fit the model; resume with the recipe that the "
+                "checkpoint was made with."
+            )
+        place = parameters[name].device if value.dim() > 0 or _is_fused(optimizer) else torch.device("cpu")
+        optimizer.state[parameters[name]][what] = value.to(place, copy=True)
+
+
+def _is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    return bool(optimizer.defaults.get("fused"))

@@ -1,0 +1,82 @@
+"""A trained model, from the folder of its run alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from remanence.config import Recipe
+from remanence.config.recipe import recipe_from_table, table_of
+from remanence.data import Tokenizer, load_tokenizer
+from remanence.memory import Distances
+from remanence.models import build
+from remanence.training.checkpoint import exists, open_checkpoint
+from remanence.training.description import check_same_run
+from remanence.training.folder import RunFolder
+from remanence.training.weights import fingerprint, load_weights
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What `load_run` gives."""
+
+    folder: Path
+    recipe: Recipe
+    model: nn.Module
+    """In evaluation mode."""
+    tokenizer: Tokenizer
+    distances: Distances
+    """The largest distances that training brought about."""
+    fingerprint: str
+    """Identifies the weights and the configuration; a memory made by them carries it."""
+    step: int
+    which: Literal["best", "last"]
+    """Which checkpoint this is."""
+    corpus: dict[str, Any]
+    """Of the corpus trained on: name, unit, fingerprint, vocab_size, and counts by split."""
+    best: dict[str, Any] | None
+    """What the best validation gave, and its step; None when there was none."""
+
+    @property
+    def unit(self) -> str:
+        """What one token is: "byte", "character", "word" or "token"."""
+        return self.corpus["unit"]
+
+
+def load_run(
+    folder: str | Path,
+    which: Literal["best", "last"] = "best",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Run:
+    """Load the model of a run, with all that is needed to use it.
+
+    `which` is the checkpoint with the best validation, or the last one; a run that was never validated has only the last.
+    `dtype` casts the weights. Raises InputError when the folder holds no run, the run has no checkpoint yet, or the
+    checkpoint is damaged or of another recipe. Nothing in the folder is executed.
+    """
+    run = RunFolder(Path(folder))
+    recipe = run.read_recipe()
+    chosen = "best" if which == "best" and exists(run.best) else "last"
+    checkpoint = open_checkpoint(run.best if chosen == "best" else run.last)
+    about = checkpoint.about
+    check_same_run(about["recipe"], recipe, str(checkpoint.folder))
+    config = recipe_from_table(about["recipe"]).model
+    model = build(config, seed=0)
+    load_weights(model, checkpoint.tensors("model"), str(checkpoint.folder))
+    return Run(
+        folder=run.path,
+        recipe=recipe,
+        model=model.to(device=device, dtype=dtype).eval(),
+        tokenizer=load_tokenizer(run.tokenizer),
+        distances=Distances(**about["distances"]),
+        fingerprint=fingerprint(table_of(recipe)["model"], about["files"]["model.safetensors"]["sha256"]),
+        step=about["step"],
+        which=chosen,
+        corpus=about["corpus"],
+        best=about["best"],
+    )

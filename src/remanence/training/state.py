@@ -1,0 +1,134 @@
+"""All that a run must have again to go on as if it had never stopped, and how it is laid out in a checkpoint.
+
+    model.safetensors       the weights
+    optimizer.safetensors   running means and counts of the optimizer
+    state.safetensors       memory and history of every lane, states of the generators
+    checkpoint.json         the rest: step, position of the lanes, what the log has half summed up
+
+The learning rate is a function of the step and needs nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from remanence.data import Batch, Lanes
+from remanence.memory import Distances, Memory
+from remanence.training.checkpoint import Checkpoint
+from remanence.training.optimizer import optimizer_state, restore_optimizer
+from remanence.training.precision import Precision
+from remanence.training.weights import load_weights, weights
+
+
+@dataclass
+class Progress:
+    """The numbers of a run so far; JSON can hold all of them."""
+
+    step: int = 0
+    """Updates made."""
+    tokens: int = 0
+    """Tokens that were scored in training."""
+    seconds: float = 0.0
+    """Spent on training steps."""
+    loss_sum: float = 0.0
+    """Sum of the steps' losses since the last line of the log, in nats per token."""
+    loss_steps: int = 0
+    validated_at: int = 0
+    """The step of the last validation; 0 before the first."""
+    best: dict[str, Any] | None = None
+    """The validation with the lowest loss, and its step."""
+    reach: int = 0
+    """The most tokens that a lane had read since its memory was empty: how full memories have been."""
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    """(step, mean loss in nats per token since the line before) of every line of the log."""
+
+
+@dataclass
+class State:
+    """A run at one moment. What it holds is changed in place by training."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    lanes: Lanes
+    memory: Memory
+    precision: Precision
+    device: torch.device
+    progress: Progress = field(default_factory=Progress)
+    history: Tensor = field(init=False)
+    """(B,) tokens that each lane has read since its memory was empty."""
+
+    def __post_init__(self) -> None:
+        self.history = torch.zeros(self.lanes.lanes, dtype=torch.int64)
+
+    def next_batch(self) -> Batch:
+        """The next segment of every lane, on the device."""
+        batch = self.lanes.next()
+        self.history.masked_fill_(batch.starts, 0)
+        self.progress.reach = max(self.progress.reach, int(self.history.max()))
+        self.history += batch.tokens.shape[1] if batch.lengths is None else batch.lengths
+        return batch.to(self.device)
+
+    @property
+    def distances(self) -> Distances:
+        """The largest distances that training has brought about so far: those the weights know."""
+        possible = self.model.distances()  # pyright: ignore[reportCallIssue]
+        reach, segment_length = self.progress.reach, self.model.config.segment_length  # pyright: ignore
+        back = possible.back if possible.back is None else min(possible.back, reach + segment_length - 1)
+        ahead = possible.ahead if possible.ahead is None else min(possible.ahead, max(reach, 1))
+        return Distances(back=back, ahead=ahead)
+
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of a checkpoint, by file."""
+        memory, _ = self.memory.state()
+        return {
+            "model": weights(self.model),
+            "optimizer": optimizer_state(self.optimizer, self.model),
+            "state": {
+                **{f"memory/{name}": tensor for name, tensor in memory.items()},
+                "history": self.history,
+                **_generators(self.device),
+            },
+        }
+
+    def description(self) -> dict[str, Any]:
+        """The rest of a checkpoint, for JSON."""
+        return {
+            "lanes": self.lanes.state(),
+            "memory": self.memory.state()[1],
+            "precision": self.precision,
+            "progress": dataclasses.asdict(self.progress),
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Become what was saved. Raises InputError when the checkpoint is damaged or of another model."""
+        description = checkpoint.about["resumption"]
+        load_weights(self.model, checkpoint.tensors("model"), str(checkpoint.folder))
+        restore_optimizer(self.optimizer, self.model, checkpoint.tensors("optimizer"))
+        tensors = checkpoint.tensors("state")
+        memory = {
+            name.removeprefix("memory/"): tensor.to(self.device, copy=True)
+            for name, tensor in tensors.items()
+            if name.startswith("memory/")
+        }
+        self.memory = Memory.from_state(memory, description["memory"])
+        self.history = tensors["history"].clone()
+        self.lanes.restore(description["lanes"])
+        self.precision = description["precision"]
+        told = description["progress"]
+        self.progress = Progress(**{**told, "losses": [(step, loss) for step, loss in told["losses"]]})
+        torch.set_rng_state(tensors["generator/cpu"].clone())
+        if "generator/cuda" in tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["generator/cuda"].clone(), self.device)
+
+
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    """The global generators that training draws from. (Lanes draw from the seed and the epoch alone.)"""
+    states = {"generator/cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["generator/cuda"] = torch.cuda.get_rng_state(device)
+    return states
