@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import safetensors
 import torch
@@ -107,11 +107,11 @@ class Memory:
 
     # What can be done with it; every operation returns a new memory
 
-    def detach(self) -> Self:
+    def detach(self: Some) -> Some:
         """The same values, cut off from the graph that computed them."""
         return self._map(lambda tensor, role: tensor.detach())
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+    def to(self: Some, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Some:
         """Move to a device and cast floating tensors to `dtype`. Log-sums stay float32 or better."""
 
         def move(tensor: Tensor, role: str) -> Tensor:
@@ -119,7 +119,7 @@ class Memory:
 
         return self._map(move)
 
-    def __getitem__(self, lanes: int | slice | Tensor | Sequence[int]) -> Self:
+    def __getitem__(self: Some, lanes: int | slice | Tensor | Sequence[int]) -> Some:
         """The memory of some lanes, by index, slice, indices or a boolean mask. An int keeps its lane axis."""
         if isinstance(lanes, int):
             if not -self.lanes <= lanes < self.lanes:
@@ -152,7 +152,7 @@ class Memory:
             {name: torch.cat([other[name] for other, _ in states]) for name in tensors}, description
         )
 
-    def reset(self, starts: Bool[Tensor, " B"]) -> Self:
+    def reset(self: Some, starts: Bool[Tensor, " B"]) -> Some:
         """Forget everything on the lanes where a new document starts."""
 
         def forget(tensor: Tensor, role: str) -> Tensor:
@@ -162,7 +162,7 @@ class Memory:
 
         return self._map(forget)
 
-    def resize(self, length: int) -> Self:
+    def resize(self: Some, length: int) -> Some:
         """A memory of another length: the newest slots are kept, missing ones are added as never written.
 
         Raises InputError for a negative length, and while a segment is open.
@@ -239,7 +239,7 @@ class Memory:
 
     # How it is built
 
-    def _map(self, function: Callable[[Tensor, str], Tensor]) -> Self:
+    def _map(self: Some, function: Callable[[Tensor, str], Tensor]) -> Some:
         """Apply `function(tensor, role)` to every tensor of the tree."""
         changes: dict[str, Any] = {}
         for field in dataclasses.fields(self):

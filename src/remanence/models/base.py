@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from remanence.errors import InputError
 from remanence.memory import Distances, Memory
@@ -26,6 +25,7 @@ from remanence.nn.heads import SoftmaxHead
 from remanence.nn.initialization import initialize
 from remanence.nn.layer import Layer
 from remanence.nn.positions import sinusoids
+from remanence.ops.dropout import dropout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +232,7 @@ class LanguageModel(nn.Module):
         return slots
 
     def _drop(self, hidden: Tensor) -> Tensor:
-        return F.dropout(hidden, self.config.dropout, self.training)
+        return dropout(hidden, self.config.dropout, self.training)
 
     def _codes(self, distances: Tensor, dtype: torch.dtype) -> Tensor:
         """Sinusoids of distances, (P, D), dropped out once for all layers and directions."""

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from remanence.ops.dropout import dropout
+
 
 class Layer(nn.Module):
     """The weights of a layer. How its queries meet keys is the architecture's business.
@@ -81,4 +83,4 @@ class Layer(nn.Module):
         return self._drop(self.feed_forward_out(inner))
 
     def _drop(self, hidden: Tensor) -> Tensor:
-        return F.dropout(hidden, self.dropout, self.training)
+        return dropout(hidden, self.dropout, self.training)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from remanence.ops.attention.shift import shift
 from remanence.ops.attention.softmax import masked_softmax
+from remanence.ops.dropout import dropout as drop
 
 
 class Read(NamedTuple):
@@ -73,7 +74,7 @@ def read(
 ) -> Read:
     """Weigh the values by the softmax of the two halves of the scores."""
     weights, logsum = masked_softmax(content, position, visible, with_logsum)
-    context = F.dropout(weights, dropout) @ values
+    context = drop(weights, dropout) @ values
     if visible is not None:
         seen = visible.any(-1)[:, None, :, None]
         context = context * seen
