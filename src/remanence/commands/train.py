@@ -91,7 +91,7 @@ def validation(model: nn.Module, split: Split, recipe: Recipe, corpus: Corpus, p
     protocol = Protocol(
         starts=recipe.data.protocol, lanes=min(recipe.training.lanes, fitting), precision=precision
     )
-    score = evaluate(model, split, protocol, unit=corpus.unit, corpus=corpus.name, name="validation")
+    score = evaluate(model, split, protocol, corpus=corpus.name)
     numbers = {name: getattr(score, name) for name in ("bits_per_byte", "bits_per_character", "perplexity")}
     return {
         "nats_per_token": score.nats_per_token,
