@@ -31,7 +31,7 @@ def dropout(values: Float[Tensor, "*shape"], rate: float, training: bool = True)
 
 
 def random_mask(shape: torch.Size, rate: float) -> Tensor:
-    """Booleans, each False with probability `rate` (rounded to a multiple of 1/65536), from the global CPU generator."""
+    """Booleans, each False with probability `rate` (to within 1/65536), from the global CPU generator."""
     count = shape.numel()
     words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None)
     threshold = round(rate * LEVELS) - LEVELS // 2
