@@ -18,7 +18,7 @@ import remanence
 
 EXTRAS = ["tokenizers", "zstandard", "tensorboard", "matplotlib", "transformers", "hypothesis", "beartype", "pytest"]
 
-MADE_OF_AN_EXTRA = {"remanence.analysis.plots"}
+MADE_OF_AN_EXTRA = {"remanence.analysis.plots", "remanence.analysis.report"}
 """Modules that are nothing without their extra, and that others import only inside functions."""
 
 
