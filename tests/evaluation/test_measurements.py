@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,11 +16,15 @@ from remanence.evaluation.measurements import Seen
 
 @dataclass
 class Slots:
+    """The part of a memory that matters here."""
+
     valid: torch.Tensor
 
 
 @dataclass
 class Told:
+    """The part of the extras that matters here."""
+
     interpolation: Any
 
 
@@ -31,7 +35,7 @@ def seen(alpha: torch.Tensor, valid: torch.Tensor, starts: list[bool], scored: l
         scored=torch.tensor(scored)[:, None].expand(lanes, 2),
         positions=torch.zeros(lanes, 2, dtype=torch.int64),
         starts=torch.tensor(starts),
-        memory=Slots(valid),  # pyright: ignore
+        memory=cast(Any, Slots(valid)),
         extras=Told((alpha, alpha + 100)),
     )
 

@@ -219,7 +219,8 @@ def test_loss_by_position_divides_the_total_into_bins(make_model: Callable, text
 def test_stretches_of_two_models_hold_the_same_tokens(make_model: Callable, text: Split) -> None:
     protocol = Protocol(starts="document", lanes=3, memory_length=0)
     scores = [
-        evaluate(make_model(name), text, protocol, measurements=[LossByStretch(3)]) for name in ("lamemo", "transformer")
+        evaluate(make_model(name), text, protocol, measurements=[LossByStretch(3)])
+        for name in ("lamemo", "transformer")
     ]
     first, second = (score.measurements["loss_by_stretch"]["tokens"] for score in scores)
     assert first == second
@@ -230,7 +231,7 @@ def test_stretches_of_two_models_hold_the_same_tokens(make_model: Callable, text
 
 
 def test_a_text_of_another_vocabulary_is_refused(make_model: Callable, text: Split) -> None:
-    with pytest.raises(InputError, match="vocabulary of 99 and the model has 13"):
+    with pytest.raises(InputError, match="vocabulary of 99"):
         evaluate(make_model("lamemo"), dataclasses.replace(text, vocab_size=99))
 
 
@@ -241,8 +242,14 @@ def test_a_text_of_one_token_is_refused(make_model: Callable, text: Split) -> No
 
 @pytest.mark.parametrize(
     "settings",
-    [{"segment_length": 0}, {"memory_length": -1}, {"lanes": 0}, {"clamp_length": 0}, {"starts": "never"}]
-    + [{"precision": "float8"}],
+    [
+        {"segment_length": 0},
+        {"memory_length": -1},
+        {"lanes": 0},
+        {"clamp_length": 0},
+        {"starts": "never"},
+        {"precision": "float8"},
+    ],
 )
 def test_protocols_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError):

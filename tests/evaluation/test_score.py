@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from remanence.evaluation import Protocol, Score
+from remanence.evaluation.protocol import in_words
 
 
 def score_of(unit: str, nats: float, tokens: int, counts: dict[str, int], **changes: Any) -> Score:
@@ -98,16 +99,23 @@ def test_the_same_evaluation_replaces_its_file_and_another_adds_one(tmp_path: Pa
 
 def test_the_protocol_says_where_distances_were_held() -> None:
     words = " ".join(score_of("byte", 20.5, 20, {"tokens": 21}).protocol.words())
-    assert "held at the largest of training, 7 back and 4 ahead; these lengths reach 11 back and 8 ahead" in words
+    assert "reach 11 back and 8 ahead and are held at the largest of training, 7 back and 4 ahead" in words
     assert "every one but the first of the stream scored once, 20 in all" in words
 
 
 def test_the_protocol_says_where_distances_went_beyond_training() -> None:
     words = " ".join(score_of("byte", 20.5, 20, {"tokens": 21}, held=None).protocol.words())
-    assert "not held: they reach 11 back and 8 ahead, beyond the largest of training" in words
+    assert "beyond the largest of training, 7 back and 4 ahead, and are not held" in words
 
 
 def test_the_protocol_says_that_documents_reset_the_memory() -> None:
     words = " ".join(score_of("byte", 20.5, 20, {"tokens": 21}, starts="document").protocol.words())
-    assert "the memory reset where a document begins" in words
+    assert "the memory is forgotten where a document begins" in words
     assert "the first of each document" in words
+
+
+def test_several_protocols_say_once_what_they_share() -> None:
+    protocol = score_of("byte", 20.5, 20, {"tokens": 21}).protocol
+    words = in_words([protocol, dataclasses.replace(protocol, memory_length=9)])
+    assert len(words) == 5
+    assert [sentence[:12] for sentence in words[2:4]] == ["Memory of 8:", "Memory of 9:"]

@@ -130,8 +130,17 @@ def test_greedy_choice_leaves_the_generator_alone() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_k", -1), ("top_p", 0.0)]
-    + [("top_p", 1.01), ("top_p", math.nan), ("min_p", -0.1), ("min_p", 1.1)],
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("top_p", math.nan),
+        ("min_p", -0.1),
+        ("min_p", 1.1),
+    ],
 )
 def test_settings_that_mean_nothing_are_refused(setting: str, value: float) -> None:
     with pytest.raises(InputError, match=setting.replace("_", "-")):

@@ -255,9 +255,7 @@ def test_the_memory_of_another_architecture_is_refused(
         Session.load(tmp_path / "session.safetensors", make_model("transformer-xl"), tokenizer)
 
 
-def test_the_memory_of_other_weights_is_refused(
-    make_model: Callable, tokenizer: ByteTokenizer, tmp_path: Path
-) -> None:
+def test_the_memory_of_other_weights_is_refused(make_model: Callable, tokenizer: ByteTokenizer, tmp_path: Path) -> None:
     model = make_model("lamemo")
     begun(model, tokenizer).save(tmp_path / "session.safetensors")
     bias = model.head.bias

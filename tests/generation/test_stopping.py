@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from remanence.generation.stopping import StopFilter
 
 
 def shown(text: str, stops: list[str]) -> str:
-    """What the rule says, looking at the whole text at once: it ends where a stop string is whole for the first time."""
+    """What the rule says, looking at the whole text: it ends where a stop string is whole for the first time."""
     for end in range(1, len(text) + 1):
         whole = [stop for stop in stops if text[:end].endswith(stop)]
         if whole:
@@ -27,7 +29,7 @@ def shown(text: str, stops: list[str]) -> str:
 def test_what_is_shown_depends_neither_on_cuts_nor_on_when(text: str, stops: list[str], cuts: list[int]) -> None:
     edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     texts = StopFilter(stops)
-    out = "".join(texts.push(text[begin:end]) for begin, end in zip(edges, edges[1:], strict=False))
+    out = "".join(texts.push(text[begin:end]) for begin, end in itertools.pairwise(edges))
     assert out + texts.finish() == shown(text, stops)
     assert texts.stopped == any(stop in text for stop in stops)
 
@@ -41,7 +43,14 @@ def test_no_more_is_held_back_than_may_become_a_stop_string(text: str, stops: li
 
 def test_the_beginning_of_a_stop_string_is_held_back_until_it_is_something_else() -> None:
     texts = StopFilter(["\n\n"])
-    assert [texts.push(piece) for piece in ["one", "\n", "two", "\n", "\n", "three"]] == ["one", "", "\ntwo", "", "", ""]
+    assert [texts.push(piece) for piece in ["one", "\n", "two", "\n", "\n", "three"]] == [
+        "one",
+        "",
+        "\ntwo",
+        "",
+        "",
+        "",
+    ]
     assert texts.stopped
 
 

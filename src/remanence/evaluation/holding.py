@@ -7,9 +7,8 @@ stayed at 2.39 with each direction held at its own largest trained distance (LaM
 
 from __future__ import annotations
 
-from torch import nn
-
 from remanence.memory import Distances
+from remanence.models import LanguageModel
 
 
 def exceeds(reached: Distances, trained: Distances) -> bool:
@@ -19,7 +18,7 @@ def exceeds(reached: Distances, trained: Distances) -> bool:
 
 
 def distances_to_hold(
-    model: nn.Module, trained: Distances | None, segment_length: int, memory_length: int
+    model: LanguageModel, trained: Distances | None, segment_length: int, memory_length: int
 ) -> Distances | None:
     """What to give to `init_memory(hold=...)`: the trained distances, or None where these lengths exceed none."""
     reached = model.distances(segment_length=segment_length, memory_length=memory_length)

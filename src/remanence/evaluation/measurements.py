@@ -21,8 +21,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from remanence.memory import Memory
-
 
 @dataclass(frozen=True)
 class Seen:
@@ -34,7 +32,7 @@ class Seen:
     positions: Int[Tensor, "B T"]
     """How many tokens of the document (or of the lane, where nothing is reset) the model had read before this one."""
     starts: Bool[Tensor, "B"]
-    memory: Memory
+    memory: Any
     """The memory with which the segment was read, before `starts` were applied."""
     extras: Any
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from remanence.data import Batch, Lanes, Split
 from remanence.errors import InputError
@@ -17,11 +16,12 @@ from remanence.evaluation.measurements import Measurement, Seen
 from remanence.evaluation.protocol import Protocol, as_tested
 from remanence.evaluation.score import Score
 from remanence.memory import Distances
+from remanence.models import LanguageModel
 from remanence.training.precision import autocast
 
 
 def evaluate(
-    model: nn.Module,
+    model: LanguageModel,
     split: Split,
     protocol: Protocol | None = None,
     *,
@@ -44,7 +44,7 @@ def evaluate(
     a model whose loss is not a number.
     """
     began = time.perf_counter()
-    if split.vocab_size != model.config.vocab_size:
+    if split.vocab_size > model.config.vocab_size:
         raise InputError(
             f"The text was prepared with a vocabulary of {split.vocab_size:,} and the model has "
             f"{model.config.vocab_size:,}; prepare the text with the tokenizer of the model."
@@ -78,24 +78,29 @@ def evaluate(
 
 
 def sweep(
-    model: nn.Module,
+    model: LanguageModel,
     split: Split,
-    memory_lengths: Sequence[int],
+    memory_lengths: Sequence[int | None],
     protocol: Protocol | None = None,
+    *,
+    measurements: Sequence[Callable[[], Measurement]] = (),
     **settings: Any,
 ) -> list[Score]:
     """`evaluate` with several memory lengths, all else equal; one score for each, in the order given.
 
-    A score with `measurements` is taken by `evaluate`, which needs new ones each time.
+    measurements    makers of new measurements, such as their classes: `[LossByPosition]`
+    settings        what else `evaluate` takes: trained, corpus, progress
     """
-    protocol = protocol or Protocol()
+    protocols = [dataclasses.replace(protocol or Protocol(), memory_length=length) for length in memory_lengths]
+    for each in protocols:
+        # What the model cannot take is refused before anything is scored.
+        model.init_memory(lanes=1, length=each.completed(model, settings.get("trained")).memory_length)
     return [
-        evaluate(model, split, dataclasses.replace(protocol, memory_length=length), **settings)
-        for length in memory_lengths
+        evaluate(model, split, each, measurements=[make() for make in measurements], **settings) for each in protocols
     ]
 
 
-def _read(model: nn.Module, batches: Iterable[Batch], protocol: Protocol, extras: bool) -> Iterator[Seen]:
+def _read(model: LanguageModel, batches: Iterable[Batch], protocol: Protocol, extras: bool) -> Iterator[Seen]:
     """What the model made of each segment of the text, in order."""
     assert protocol.lanes is not None and protocol.segment_length is not None
     device = next(model.parameters()).device

@@ -8,17 +8,17 @@ compared when their protocols differ in nothing but the model.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from remanence.errors import InputError
 from remanence.evaluation.holding import distances_to_hold, exceeds
 from remanence.memory import Distances
+from remanence.models import LanguageModel
 from remanence.training.precision import choose
 
 Reach = tuple[int | None, int | None]
@@ -80,7 +80,14 @@ class Protocol:
     def complete(self) -> bool:
         return self.reached is not None
 
-    def completed(self, model: nn.Module, trained: Distances | None = None, **facts: Any) -> Protocol:
+    @property
+    def exceeded(self) -> bool:
+        """Whether these lengths bring about distances that training did not, as far as is known."""
+        if self.reached is None or self.trained is None:
+            return False
+        return exceeds(Distances(*self.reached), Distances(*self.trained))
+
+    def completed(self, model: LanguageModel, trained: Distances | None = None, **facts: Any) -> Protocol:
         """Fill in what was left open, from the model's configuration, and decide where distances are held.
 
         trained     largest distances seen in training, recorded with the weights; None when nobody knows them
@@ -121,12 +128,12 @@ class Protocol:
         )
 
     def words(self) -> list[str]:
-        """The completed protocol as sentences for a person."""
+        """The completed protocol as four sentences for a person: what was scored, how it was read, memory, numbers."""
         assert self.complete
         return [
             self._scored_in_words(),
-            self._lengths_in_words(),
-            self._distances_in_words(),
+            self._reading_in_words(),
+            f"Memory of {self.memory_length:,}: {self._distances_in_words()}.",
             f"Computed in {self._precision_in_words()} on {self.device}, summed in float64.",
         ]
 
@@ -135,8 +142,11 @@ class Protocol:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Protocol:
-        pairs = {name: tuple(value[name]) for name in ("reached", "trained", "held") if value.get(name) is not None}
-        return cls(**(value | pairs))
+        """What `to_json` gave, after JSON made lists of the distances."""
+        entries = dict(value)
+        for name in ("reached", "trained", "held"):
+            entries[name] = None if entries[name] is None else tuple(entries[name])
+        return cls(**entries)
 
     def _scored_in_words(self) -> str:
         text = f"Split {self.split} of {self.corpus}" if self.corpus else f"Split {self.split}"
@@ -146,37 +156,42 @@ class Protocol:
             f"{text}, {self.text_tokens:,} {plural}: every one but {first} scored once, {self.scored_tokens:,} in all."
         )
 
-    def _lengths_in_words(self) -> str:
-        text = f"Segments of {self.segment_length:,}, memory of {self.memory_length:,}"
+    def _reading_in_words(self) -> str:
+        lanes = "one lane" if self.lanes == 1 else f"{self.lanes} lanes"
+        text = f"Read in segments of {self.segment_length:,} by {lanes}"
         if self.same_length:
             text += ", every token seeing equally far (same length)"
-        lanes = "one lane" if self.lanes == 1 else f"{self.lanes} lanes"
         if self.starts == "document":
-            return f"{text}; {lanes}, the memory reset where a document begins (document protocol)."
-        return f"{text}; {lanes} of text, the memory empty at first and never reset (published protocol)."
+            return f"{text}; the memory is forgotten where a document begins (document protocol)."
+        return f"{text}; the memory is empty where a lane begins and never forgotten (published protocol)."
 
     def _distances_in_words(self) -> str:
         assert self.reached is not None
-        if self.held is not None:
-            return (
-                f"Distances held at the largest of training, {_in_words(self.held)}; "
-                f"these lengths reach {_in_words(self.reached)}."
-            )
-        if self.clamp_length is not None:
-            return f"Distances clamped at {self.clamp_length:,}."
         reach = _in_words(self.reached)
+        if self.held is not None:
+            return f"distances reach {reach} and are held at the largest of training, {_in_words(self.held)}"
+        if self.clamp_length is not None:
+            return f"distances are clamped at {self.clamp_length:,}"
         if self.trained is None:
-            return f"Distances not held: they reach {reach}, and what training reached is not known."
-        if exceeds(Distances(*self.reached), Distances(*self.trained)):
-            return f"Distances not held: they reach {reach}, beyond the largest of training, {_in_words(self.trained)}."
-        return f"Distances reach {reach}, all seen in training."
+            return f"distances reach {reach}, and what training reached is not known"
+        if self.exceeded:
+            return (
+                f"distances reach {reach}, beyond the largest of training, {_in_words(self.trained)}, and are not held"
+            )
+        return f"distances reach {reach}, all seen in training"
 
     def _precision_in_words(self) -> str:
         return "bfloat16 (autocast)" if self.precision == "bfloat16" else self.weights
 
 
+def in_words(protocols: Sequence[Protocol]) -> list[str]:
+    """Several completed protocols together: what they share is said once."""
+    columns = zip(*(protocol.words() for protocol in protocols), strict=True)
+    return [sentence for column in columns for sentence in dict.fromkeys(column)]
+
+
 @contextmanager
-def as_tested(model: nn.Module, clamp_length: int | None, same_length: bool | None) -> Iterator[None]:
+def as_tested(model: LanguageModel, clamp_length: int | None, same_length: bool | None) -> Iterator[None]:
     """The model in evaluation mode and with these settings, on which no weight depends; as before afterwards."""
     config, training = model.config, model.training
     try:

@@ -109,8 +109,9 @@ class Score:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Score:
         """What `to_json` gave, as a score again."""
-        known = {entry.name: value[entry.name] for entry in dataclasses.fields(cls)}
-        return cls(**(known | {"protocol": Protocol.from_json(value["protocol"])}))
+        entries = {entry.name: value[entry.name] for entry in dataclasses.fields(cls)}
+        entries["protocol"] = Protocol.from_json(value["protocol"])
+        return cls(**entries)
 
     def save(self, folder: str | Path, **facts: Any) -> Path:
         """Write `evaluation-<split>-memory<M>-<8 hexadecimals>.json` into a run's folder; `facts` are stored beside

@@ -17,8 +17,10 @@ from remanence.errors import InputError
 
 ENOUGH = 1 << 13
 """Characters of sub-word text held back before a cut is looked for: a short prompt is tokenized as a whole."""
-MOST = 1 << 20
+MOST = 1 << 18
 """Characters after which a text in which no cut is harmless is cut all the same, because memory is bounded."""
+BEYOND = 1 << 10
+"""Characters to the right of a cut, by which it is seen to change nothing."""
 ATTEMPTS = 8
 
 # A single space between two words: pre-tokenizers of all common kinds begin a new piece there.
@@ -30,7 +32,7 @@ def settled(text: str, tokenizer: Any) -> int:
     if tokenizer.unit in ("byte", "character"):
         return len(text)
     if tokenizer.unit == "word":
-        return text.rfind("\n") + 1
+        return max(text.rfind(" "), text.rfind("\n")) + 1
     if len(text) < ENOUGH:
         return 0
     whole = tokenizer.encode(text)
@@ -38,7 +40,7 @@ def settled(text: str, tokenizer: Any) -> int:
         parts = np.concatenate([tokenizer.encode(text[:cut]), tokenizer.encode(text[cut:])])
         if np.array_equal(parts, whole):
             return cut
-    return 0 if len(text) < MOST else len(text) - ENOUGH
+    return 0 if len(text) < MOST else len(text) - BEYOND
 
 
 def opening(tokenizer: Any) -> np.ndarray:
@@ -58,6 +60,5 @@ def opening(tokenizer: Any) -> np.ndarray:
 
 
 def _cuts(text: str) -> Iterator[int]:
-    """Places between words, the last first, in the first half of the text: both sides of a cut are then long."""
-    found = [match.start() for match in _BETWEEN_WORDS.finditer(text, 0, len(text) // 2)]
-    return reversed(found)
+    """Places between words, the last first."""
+    return reversed([match.start() for match in _BETWEEN_WORDS.finditer(text, 0, len(text) - BEYOND)])

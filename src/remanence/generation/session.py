@@ -39,6 +39,9 @@ from remanence.memory import Distances, Memory
 BLOCK = 1 << 16
 """Characters of a prompt that are turned into tokens at a time."""
 
+HEARD = 64
+"""Last tokens of a prompt that the decoders are shown, so that text goes on inside a character or a line."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -99,16 +102,17 @@ class Session:
         self.stops = tuple(stops)
         self.seed = seed
         self.segment_length: int = config.segment_length if segment_length is None else segment_length
-        memory_length = config.memory_length if memory_length is None else memory_length
+        slots: int = config.memory_length if memory_length is None else memory_length
         self.held = None
         if hold_distances:
-            self.held = distances_to_hold(self.model, trained, self.segment_length, memory_length)
-        self.memory: Memory = self.model.init_memory(lanes=1, length=memory_length, hold=self.held)
+            self.held = distances_to_hold(self.model, trained, self.segment_length, slots)
+        self.memory: Memory = self.model.init_memory(lanes=1, length=slots, hold=self.held)
         self.tokens_read = 0
         """Tokens given to the model so far, drawn ones included."""
         self._forked = False
         self._pending = torch.zeros(1, 0, dtype=torch.int64)
         self._text = ""
+        self._heard: list[int] = []
         self._running = [0]
         self._decoders = [self.tokenizer.stream_decoder()]
         self._filters = [StopFilter(self.stops)]
@@ -172,7 +176,8 @@ class Session:
         self._begin()
         with torch.no_grad():
             hidden, memory = self._feed(self._pending)
-            logits = self.model.head.logits(hidden[:, -1:])[:, 0]
+            # A model may have more rows than its tokenizer has tokens.
+            logits = self.model.head.logits(hidden[:, -1:])[:, 0, : self.tokenizer.vocab_size]
         drawn = draw(logits, self.sampling, [self._generators[sample] for sample in self._running])
         self.memory, self._pending = memory, drawn[:, None]
         ids: list[int | None] = [None] * self.samples
@@ -184,7 +189,7 @@ class Session:
         return Step(ids=ids, pieces=pieces, stopped=[text.stopped for text in self._filters])
 
     def steps(self, max_tokens: int | None = None) -> Iterator[Step]:
-        """Steps until all samples have ended, at most `max_tokens` (None: without end), which must not be negative."""
+        """Steps until all samples have ended, at most `max_tokens` (None: without end)."""
         if max_tokens is not None and max_tokens < 0:
             raise InputError(f"{max_tokens} tokens were asked for; give 0 or more.")
         count = 0
@@ -274,6 +279,7 @@ class Session:
             "forked": self._forked,
             "pending": self._pending.tolist(),
             "text": self._text,
+            "heard": self._heard,
             "running": self._running,
             "decoders": [decoder.state() for decoder in self._decoders],
             "texts": [{"held": text.held, "stopped": text.stopped} for text in self._filters],
@@ -293,6 +299,7 @@ class Session:
         self._forked = bool(state["forked"])
         self._pending = torch.tensor(state["pending"], dtype=torch.int64).reshape(len(state["pending"]), -1)
         self._text = str(state["text"])
+        self._heard = [int(token) for token in state["heard"]]
         self._running = [int(sample) for sample in state["running"]]
         self._decoders = [self.tokenizer.stream_decoder() for _ in state["decoders"]]
         for decoder, saved in zip(self._decoders, state["decoders"], strict=True):
@@ -328,8 +335,7 @@ class Session:
                 f"Token ids from {low} to {high} were given, but the vocabulary has {vocab_size:,} entries, from 0 to "
                 f"{vocab_size - 1}; use the tokenizer that belongs to the model."
             )
-        for decoder in self._decoders:
-            decoder.push(ids)
+        self._heard = [*self._heard, *ids[-HEARD:].tolist()][-HEARD:]
         tokens = torch.as_tensor(ids, dtype=torch.int64)
         self._pending = torch.cat([self._pending, tokens.expand(len(self._pending), -1)], dim=1)
         with torch.no_grad():
@@ -344,6 +350,10 @@ class Session:
         self._settle()
         if not self._pending.shape[1]:
             self._take(opening(self.tokenizer))
+        if self._heard:
+            for decoder in self._decoders:
+                decoder.push(self._heard)
+            self._heard = []
         if self._forked:
             return
         lanes = torch.zeros(self.samples, dtype=torch.int64)
@@ -384,7 +394,7 @@ def _seeded(seed: int, samples: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed + sample) for sample in range(samples)]
 
 
-def _parts(model: Any, tokenizer: Any, trained: Distances | None) -> tuple[nn.Module, Any, str, Distances | None]:
+def _parts(model: Any, tokenizer: Any, trained: Distances | None) -> tuple[Any, Any, str, Distances | None]:
     """Model, tokenizer, fingerprint and trained distances of a run, or of a model and its tokenizer."""
     if not isinstance(model, nn.Module):
         fingerprint = f"{model.fingerprint}-{model.tokenizer.fingerprint}"

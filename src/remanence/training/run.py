@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from remanence.config import Recipe
 from remanence.config.recipe import recipe_from_table, table_of
 from remanence.data import Tokenizer, load_tokenizer
 from remanence.memory import Distances
-from remanence.models import build
+from remanence.models import LanguageModel, build
 from remanence.training.checkpoint import exists, open_checkpoint
 from remanence.training.description import check_same_run
 from remanence.training.folder import RunFolder
@@ -26,7 +25,7 @@ class Run:
 
     folder: Path
     recipe: Recipe
-    model: nn.Module
+    model: LanguageModel
     """In evaluation mode."""
     tokenizer: Tokenizer
     distances: Distances

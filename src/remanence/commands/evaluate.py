@@ -1,0 +1,175 @@
+"""`remanence evaluate`: a run and a protocol in, a table and its protocol out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from remanence.config.flags import parse_flags
+from remanence.errors import InputError
+
+if TYPE_CHECKING:
+    from remanence.data import Corpus
+    from remanence.evaluation import Protocol, Score
+    from remanence.training import Run
+
+HELP = """\
+Score a trained model: every token of a split once, the protocol printed with the number.
+
+What is not given is taken from the [evaluation] table of the run's recipe, else as in training. Scores are
+also written to the run's folder, as evaluation-*.json.
+
+Example: remanence evaluate runs/lamemo-books --memory-length 0 64 128 256
+"""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command is given."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a run."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Part of the corpus to score."""
+    memory_length: tuple[int, ...] = ()
+    """Positions remembered; several lengths give a line each."""
+    segment_length: int | None = None
+    """Tokens read at once."""
+    protocol: Literal["published", "document"] | None = None
+    """published: one stream, nothing is forgotten; document: the memory is forgotten where a document begins."""
+    lanes: int | None = None
+    """Parts of the text that are read side by side, each beginning without memory; 1 is the cleanest and slowest."""
+    corpus: Path | None = None
+    """Another prepared corpus than the one of the recipe, made with the same tokenizer."""
+    checkpoint: Literal["best", "last"] = "best"
+    """The weights with the best validation, or the last ones."""
+    clamp_length: int | None = None
+    """Treat distances above this as this; takes the place of holding them."""
+    same_length: bool | None = None
+    """Let every token see the same number of tokens."""
+    hold_distances: bool = True
+    """Hold distances at the largest of training where the memory or the segment is longer."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Numbers of the matrix products; auto takes bfloat16 where this machine is faster in it."""
+    by_position: bool = False
+    """Also tell the loss by position in the document (in the stream, under the published protocol)."""
+    interpolation: bool = False
+    """Also tell how much of its old content a slot of LaMemo keeps, by layer and age."""
+    device: str = "auto"
+    """Where to compute: auto (a GPU when there is one), cpu, cuda, cuda:1."""
+    json: bool = False
+    """Print JSON and nothing else."""
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    arguments = parse_flags(Arguments, argv, prog, HELP)
+    # Not at the top: torch takes seconds, and help and mistyped flags need none of it.
+    from remanence.data import Corpus
+    from remanence.training import load_run
+    from remanence.training.device import choose_device
+
+    run = load_run(arguments.run, arguments.checkpoint, device=choose_device(arguments.device))
+    corpus = Corpus.open(arguments.corpus or run.recipe.data.corpus)
+    _check_tokenizer(corpus, run)
+    lengths = list(dict.fromkeys(arguments.memory_length)) or [run.recipe.evaluation.memory_length]
+    scores = _scores(arguments, run, corpus, lengths)
+    facts = {"run": str(arguments.run), "checkpoint": run.which, "step": run.step, "fingerprint": run.fingerprint}
+    if arguments.json:
+        print(json.dumps({**facts, "scores": [score.to_json() for score in scores]}, indent=2, ensure_ascii=False))
+    else:
+        _show(scores, run)
+    for score in scores:
+        score.save(run.folder, **facts)
+    return 0
+
+
+def protocol_of(arguments: Arguments, run: Run) -> Protocol:
+    """The protocol that was asked for: flags first, then the recipe's [evaluation], then as in training."""
+    from remanence.evaluation import Protocol
+
+    recipe = run.recipe
+
+    def chosen(name: str) -> Any:
+        given = getattr(arguments, name)
+        return getattr(recipe.evaluation, name) if given is None else given
+
+    return Protocol(
+        starts=arguments.protocol or recipe.data.protocol,
+        segment_length=chosen("segment_length"),
+        clamp_length=chosen("clamp_length"),
+        same_length=chosen("same_length"),
+        lanes=chosen("lanes") or recipe.training.lanes,
+        hold_distances=arguments.hold_distances,
+        precision=arguments.precision,
+    )
+
+
+def _scores(arguments: Arguments, run: Run, corpus: Corpus, lengths: Sequence[int | None]) -> list[Score]:
+    from remanence.evaluation import InterpolationByAge, LossByPosition, sweep
+
+    kinds: list[Any] = [LossByPosition] if arguments.by_position else []
+    kinds += [InterpolationByAge] if arguments.interpolation else []
+    with _progress(len(lengths)) as progress:
+        return sweep(
+            run.model,
+            corpus.split(arguments.split),
+            lengths,
+            protocol_of(arguments, run),
+            trained=run.distances,
+            corpus=corpus.name,
+            measurements=kinds,
+            progress=progress,
+        )
+
+
+def _check_tokenizer(corpus: Corpus, run: Run) -> None:
+    if corpus.tokenizer.fingerprint != run.tokenizer.fingerprint:
+        raise InputError(
+            f"The corpus {corpus.name} was prepared with another tokenizer ({corpus.tokenizer.name}) than the one "
+            f"the run was trained with ({run.tokenizer.name}); prepare it with the one in {run.folder / 'tokenizer'}."
+        )
+
+
+def _show(scores: Sequence[Score], run: Run) -> None:
+    """The table, and beneath it the protocol in words."""
+    from rich.console import Console
+
+    from remanence.commands import tables
+    from remanence.evaluation.protocol import in_words
+
+    console = Console(highlight=False)
+    console.print(f"{run.recipe.name}, {run.model.config.architecture}, {run.which} checkpoint, step {run.step:,}")
+    console.print(tables.scores(scores))
+    for sentence in in_words([score.protocol for score in scores]):
+        console.print(sentence, style="dim")
+    for score in scores:
+        for table in tables.measurements(score):
+            console.print(table)
+
+
+@contextlib.contextmanager
+def _progress(evaluations: int) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on standard error, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("scoring", total=None)
+        finished = 0
+
+        def advance(scored: int, total: int) -> None:
+            nonlocal finished
+            bar.update(task, total=evaluations * total, completed=finished * total + scored)
+            finished += scored == total
+
+        yield advance
