@@ -8,19 +8,22 @@ on the text alone, so the tokens do not depend on the number of cores.
 from __future__ import annotations
 
 import hashlib
-import os
 from array import array
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
 from remanence.data.counting import count
 from remanence.data.spool import Part, Spool, character_start
+from remanence.data.tokenizers import Tokenizer
+from remanence.data.tokenizers.byte import ByteTokenizer
+from remanence.data.tokenizers.word import WordTokenizer
+from remanence.data.vocabulary import Symbol, count_symbols
 from remanence.errors import InputError
 from remanence.files import writing
 
@@ -31,15 +34,69 @@ PIECE = 1 << 20
 _REACH = 1 << 16
 """Bytes searched for a good place."""
 
-Answer = TypeVar("Answer")
-
 
 class Encoder(Protocol):
     """How a tokenizer encodes the pieces of a corpus."""
 
+    @property
+    def drop(self) -> bytes:
+        """Bytes that are left out of the text."""
+        ...
+
     def encode(self, piece: bytes, ends_document: bool) -> np.ndarray:
         """Ids of a piece. Raises UnicodeDecodeError where the text is not UTF-8, InputError for what is unknown."""
         ...
+
+    def unknown(self, ids: np.ndarray) -> int | None:
+        """How many ids stand for unknown words; None where there is no such id."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    tokenizer: ByteTokenizer
+    drop: bytes
+
+    def encode(self, piece: bytes, ends_document: bool) -> np.ndarray:
+        return self.tokenizer.encode_bytes(piece.translate(None, self.drop))
+
+    def unknown(self, ids: np.ndarray) -> int | None:
+        return None
+
+
+@dataclass(frozen=True)
+class _Text:
+    tokenizer: Tokenizer
+    drop: bytes = b""
+
+    def encode(self, piece: bytes, ends_document: bool) -> np.ndarray:
+        return self.tokenizer.encode(piece.decode("utf-8"))
+
+    def unknown(self, ids: np.ndarray) -> int | None:
+        return None
+
+
+@dataclass(frozen=True)
+class _Words:
+    tokenizer: WordTokenizer
+    drop: bytes = b""
+
+    def encode(self, piece: bytes, ends_document: bool) -> np.ndarray:
+        text = piece.decode("utf-8")
+        # The last line of a document ends there, whether or not a newline says so.
+        return self.tokenizer.encode(text + "\n" if ends_document and not text.endswith("\n") else text)
+
+    def unknown(self, ids: np.ndarray) -> int | None:
+        return None if self.tokenizer.unknown is None else int((ids == self.tokenizer.unknown).sum())
+
+
+def encoder_for(tokenizer: Tokenizer, drop: bytes = b"") -> Encoder | None:
+    """How to encode a corpus with a tokenizer; None when the bytes of the text are the tokens as they stand."""
+    if isinstance(tokenizer, ByteTokenizer):
+        return None if tokenizer.symbols is None and not drop else _Bytes(tokenizer, drop)
+    if isinstance(tokenizer, WordTokenizer):
+        return _Words(tokenizer)
+    return _Text(tokenizer)
 
 
 @dataclass(frozen=True)
@@ -82,7 +139,7 @@ def tasks(part: Part, piece: int = PIECE, task: int = TASK) -> Iterator[Task]:
     ends: list[bool] = []
     at, before, held = part.begin, b"", 0
 
-    for begin, end in zip(documents.tolist(), [*documents[1:].tolist(), part.end]):
+    for begin, end in pairwise([*documents.tolist(), part.end]):
         cut = begin
         while cut < end:
             following = end if end - cut <= 2 * piece else _good_cut(part.spool, cut + piece, end)
@@ -109,12 +166,12 @@ def encode_task(task: Task, encoder: Encoder | None, dtype: np.dtype) -> Encoded
         return Encoded(np.frombuffer(data, np.uint8), edges[:-1][begins], {**counts, "tokens": len(data)})
     pieces: list[np.ndarray] = []
     kept: list[bytes] = []
-    drop = getattr(encoder, "drop", b"")
-    for begin, end, last in zip(edges[:-1].tolist(), edges[1:].tolist(), task.ends_document):
+    drop = encoder.drop
+    for begin, end, last in zip(edges[:-1].tolist(), edges[1:].tolist(), task.ends_document, strict=True):
         try:
             pieces.append(encoder.encode(data[begin:end], last).astype(dtype))
         except UnicodeDecodeError as error:
-            raise NotText(task.begin + begin + error.start) from None
+            raise NotText(task.path, task.begin + begin + error.start) from None
         if drop:
             kept.append(data[begin:end].translate(None, drop))
     tokens = np.concatenate(pieces)
@@ -123,24 +180,41 @@ def encode_task(task: Task, encoder: Encoder | None, dtype: np.dtype) -> Encoded
         data = b"".join(kept)
         edges = np.concatenate([[0], np.cumsum([len(piece) for piece in kept])]).astype(np.int64)
     counted = edges[:-1][begins]
-    counts = count(data, counted[counted < len(data)], task.before.translate(None, drop))
-    return Encoded(tokens, token_edges[:-1][begins], {**counts, "tokens": len(tokens)})
+    counts = {**count(data, counted[counted < len(data)], task.before.translate(None, drop)), "tokens": len(tokens)}
+    unknown = encoder.unknown(tokens)
+    if unknown is not None:
+        counts["unknown"] = unknown
+    return Encoded(tokens, token_edges[:-1][begins], counts)
+
+
+def count_task(task: Task, kind: Symbol) -> dict[str, int]:
+    """How often each symbol occurs in a task, in order of first appearance."""
+    data, begin, counts = task.read(), 0, Counter[str]()
+    for size in task.sizes:
+        try:
+            counts.update(count_symbols(kind, data[begin : begin + size]))
+        except UnicodeDecodeError as error:
+            raise NotText(task.path, task.begin + begin + error.start) from None
+        begin += size
+    return dict(counts)
 
 
 class NotText(Exception):
-    """Bytes at an offset of the spool are not UTF-8."""
+    """Bytes at an offset of a spool are not UTF-8."""
 
-    def __init__(self, offset: int) -> None:
-        super().__init__(offset)
+    def __init__(self, path: str, offset: int) -> None:
+        super().__init__(path, offset)
+        self.path = path
         self.offset = offset
 
 
-def not_text(spool: Spool, offset: int) -> InputError:
+def not_text(error: NotText, spools: Iterable[Spool]) -> InputError:
     """The sentence for a user whose text is not UTF-8."""
-    name = spool.origin(offset)
+    spool = next(spool for spool in spools if str(spool.path) == error.path)
+    name, byte = spool.origin(error.offset)
     return InputError(
-        f"{name} is not UTF-8 text (byte {offset} of what was read); convert it to UTF-8, leave it out or "
-        "prepare with the byte tokenizer."
+        f"{name} is not UTF-8 text (near byte {byte}); convert it to UTF-8, leave it out or prepare with the byte "
+        "tokenizer."
     )
 
 
@@ -175,32 +249,6 @@ def write_split(
         "documents": len(documents),
         "sha256": {"tokens": digest.hexdigest(), "documents": hashlib.sha256(offsets).hexdigest()},
     }
-
-
-def in_threads(
-    function: Callable[[Task], Answer], work: Iterable[Task], threads: int
-) -> Iterator[Answer]:
-    """`function` of every task in order, at most twice as many of them begun as there are threads."""
-    with ThreadPoolExecutor(threads, "encode") as pool:
-        begun: deque[Future[Answer]] = deque()
-        try:
-            for task in work:
-                begun.append(pool.submit(function, task))
-                if len(begun) >= 2 * threads:
-                    yield begun.popleft().result()
-            while begun:
-                yield begun.popleft().result()
-        finally:
-            for future in begun:
-                future.cancel()
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
 
 
 def _good_cut(spool: Spool, target: int, end: int) -> int:

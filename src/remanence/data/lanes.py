@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -209,7 +210,7 @@ class Once:
                     "take fewer lanes or more text."
                 )
             edges = np.arange(lanes + 1, dtype=np.int64) * scored // lanes
-            self._schedule = [[(int(begin), int(end) + 1)] for begin, end in zip(edges, edges[1:])]
+            self._schedule = [[(int(begin), int(end) + 1)] for begin, end in pairwise(edges)]
         else:
             documents = _scorable_documents(split)
             if not len(documents):

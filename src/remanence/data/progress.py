@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 
 class Progress:
@@ -26,7 +26,7 @@ class Progress:
                 console=Console(stderr=True),
             )
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if self._bars is not None:
             self._bars.start()
         return self

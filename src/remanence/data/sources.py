@@ -15,7 +15,7 @@ import threading
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -42,8 +42,8 @@ class Source:
     """The file inside a zip archive."""
     given: bool = False
     """Named by the user as it stands; such a file must not be empty."""
-    sha256: str | None = None
-    """What the text must hash to, decompressed, where that is known."""
+    digest: str | None = None
+    """What the text must hash to, decompressed, where that is known: "sha256:..." or "md5:..."."""
 
     @property
     def size(self) -> int:
@@ -106,13 +106,13 @@ def standard_library() -> list[Source]:
     root = Path(sysconfig.get_path("stdlib"))
     left_out = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "config"}
     sources = []
-    for path in _files_in(root):
+    for path in _files_in(root, left_out):
         inside = path.relative_to(root)
         local = inside.name.startswith(("_sysconfigdata", "_sysconfig_vars")) or inside.name in (
             "sitecustomize.py",
             "usercustomize.py",
         )
-        if path.suffix == ".py" and not local and left_out.isdisjoint(inside.parts[:-1]) and _is_utf8(path):
+        if path.suffix == ".py" and not local and _is_utf8(path):
             sources.append(Source(inside.as_posix(), path))
     if not sources:
         raise InputError(f"The standard library of this Python has no source files at {root}; use another Python.")
@@ -131,9 +131,10 @@ def read_all(
 ) -> Iterator[tuple[Reading, Iterator[bytes]]]:
     """Each source with the blocks of its text, in order, later ones being read and decompressed ahead.
 
-    Standard input is read without a thread, so that an interrupt ends it at once. Memory is bounded: each of `threads` readers runs at most four blocks ahead. `advance` hears of bytes read from the
-    disk. The reading is complete once its blocks are used up. Raises InputError for what cannot be decompressed, and
-    when the text of a source does not have the hash it must have.
+    Standard input is read without a thread, so that an interrupt ends it at once. Memory is bounded: each of `threads`
+    readers runs at most four blocks ahead. `advance` hears of bytes read from the disk. The reading is complete once
+    its blocks are used up. Raises InputError for what cannot be decompressed, and when the text of a source does not
+    have the hash it must have.
     """
     stop = threading.Event()
     ahead: deque[_Pipe] = deque()
@@ -187,9 +188,10 @@ class _Pipe:
     def _put(self, block: bytes | BaseException | None) -> None:
         while not self._stop.is_set():
             try:
-                return self._blocks.put(block, timeout=0.1)
+                self._blocks.put(block, timeout=0.1)
             except queue.Full:
                 continue
+            return
 
 
 @dataclass
@@ -202,7 +204,8 @@ class _Text:
 
     def __post_init__(self) -> None:
         source = self.reading.source
-        self._wanted = hashlib.sha256() if source.sha256 else None
+        self._algorithm = source.digest.partition(":")[0] if source.digest else "sha256"
+        self._wanted = hashlib.new(self._algorithm) if source.digest else None
         raw = sys.stdin.buffer if source.path is None else open(source.path, "rb")  # noqa: SIM115
         if source.path is not None:
             self._open.append(raw)
@@ -232,7 +235,7 @@ class _Text:
         for file in reversed(self._open):
             file.close()
 
-    def _decompressed(self, source: Source) -> IO[bytes]:
+    def _decompressed(self, source: Source) -> Any:
         raw: Any = self._raw
         suffix = "" if source.path is None else source.path.suffix.lower()
         if source.member is not None:
@@ -261,10 +264,10 @@ class _Text:
             self.reading.sha256 = self._raw.hash.hexdigest()
         elif source.path is not None:
             self.reading.sha256 = hash_source(source)
-        if self._wanted is not None and self._wanted.hexdigest() != source.sha256:
+        if self._wanted is not None and (got := f"{self._algorithm}:{self._wanted.hexdigest()}") != source.digest:
             raise InputError(
-                f"The text of {source.name} has the SHA-256 {self._wanted.hexdigest()} and the published file has "
-                f"{source.sha256}; it is another version or was altered, so fetch it anew."
+                f"The text of {source.name} has the hash {got} and the published file has {source.digest}; it is "
+                "another version or was altered, so fetch it anew."
             )
 
     def _damaged(self, error: BaseException) -> InputError:
@@ -309,11 +312,11 @@ def _open_zstandard(raw: Any, source: Source) -> IO[bytes]:
     return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)  # type: ignore[return-value]
 
 
-def _files_in(folder: Path) -> list[Path]:
-    """All files below a folder, sorted by path, without hidden files and folders."""
+def _files_in(folder: Path, left_out: Collection[str] = ()) -> list[Path]:
+    """All files below a folder, sorted by path, without hidden files and folders and folders of some names."""
     found = []
     for here, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in left_out]
         found += [Path(here, name) for name in files if not name.startswith(".")]
     return sorted((path for path in found if path.is_file()), key=lambda path: path.relative_to(folder).parts)
 

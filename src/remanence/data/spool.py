@@ -38,9 +38,10 @@ class Spool:
     origins: array[int] = field(default_factory=lambda: array("q"))
     """Byte offset at which each reading begins."""
 
-    def origin(self, offset: int) -> str:
-        """The name of the source that a byte came from."""
-        return self.readings[bisect_right(self.origins, offset) - 1].source.name
+    def origin(self, offset: int) -> tuple[str, int]:
+        """The name of the source that a byte came from, and where in it, separator lines not counted."""
+        index = bisect_right(self.origins, offset) - 1
+        return self.readings[index].source.name, offset - self.origins[index]
 
     def read(self, begin: int, end: int) -> bytes:
         with open(self.path, "rb") as file:
@@ -121,7 +122,7 @@ def divide(spool: Spool, fractions: dict[str, float]) -> dict[str, Part]:
         reached += fractions[name]
         edges.append(_cut(spool, round(reached * spool.size), slack))
     edges.append(spool.size)
-    parts = {name: Part(spool, begin, end) for name, begin, end in zip(names, edges, edges[1:])}
+    parts = {name: Part(spool, begin, end) for name, begin, end in zip(names, edges[:-1], edges[1:], strict=True)}
     for name, part in parts.items():
         if part.end <= part.begin:
             raise InputError(

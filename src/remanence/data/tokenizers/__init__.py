@@ -94,7 +94,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 def check_ids(ids: Iterable[int], vocab_size: int) -> np.ndarray:
     """Ids as an int64 array. Raises InputError for one outside the vocabulary."""
     array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64)
-    if array.size and not (0 <= int(array.min()) and int(array.max()) < vocab_size):
+    if array.size and (int(array.min()) < 0 or int(array.max()) >= vocab_size):
         wrong = int(array[(array < 0) | (array >= vocab_size)][0])
         raise InputError(f"Token id {wrong} is outside the vocabulary of {vocab_size}; it came from another tokenizer.")
     return array

@@ -42,7 +42,11 @@ class ByteTokenizer:
         return hashlib.sha256(json.dumps(self._settings(), sort_keys=True).encode()).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
-        return self.encode_bytes(text.encode("utf-8", "surrogatepass"))
+        # Bytes that are not UTF-8 reach a command line as escaped surrogates; they get their own ids back here.
+        try:
+            return self.encode_bytes(text.encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError:
+            raise InputError("The text holds half a surrogate pair, which is no character; remove it.") from None
 
     def encode_bytes(self, data: bytes) -> np.ndarray:
         """(n,) int64 ids of raw bytes. Raises InputError for a byte that is not among the symbols."""
