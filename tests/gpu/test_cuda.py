@@ -55,7 +55,7 @@ def read(model: LanguageModel, device: str, run: Any = None) -> tuple[torch.Tens
         losses.append(model.head.loss(hidden, targets.to(device)))
     losses = torch.stack(losses)
     losses.mean().backward()
-    gradients = [each.grad.cpu() for each in model.parameters() if each.grad is not None]
+    gradients = [each.grad.cpu().clone() for each in model.parameters() if each.grad is not None]
     return losses.detach().cpu(), gradients
 
 
