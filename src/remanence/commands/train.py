@@ -23,12 +23,13 @@ from remanence.models import config_class
 from remanence.training import Trainer
 
 HELP = """\
-Train a model from a recipe.
+Train a model from a recipe: a TOML file, or the folder of a run to --resume.
 
-RECIPE is a TOML file, or the folder of a run to --resume. Every setting of the recipe is a flag;
---model.architecture NAME chooses another model, and --help after a recipe shows its settings.
-Ctrl-C and SIGTERM save and stop (exit codes 130 and 143); a run that was stopped or killed goes on
-with --resume, exactly as if nothing had happened.
+Every setting of the recipe is a flag. --model.architecture NAME takes another model, and --help
+after a recipe shows its own settings.
+
+Ctrl-C and SIGTERM save and stop (exit codes 130 and 143). A run that was stopped or killed goes on
+with --resume as if nothing had happened.
 
 Example: remanence train recipes/lamemo-books.toml --model.memory-length 256 --training.steps 2000
 """

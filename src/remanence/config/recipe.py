@@ -54,13 +54,13 @@ class Recipe:
     def sized(self, vocab_size: int) -> Recipe:
         """The recipe with the vocabulary of its corpus.
 
-        Raises InputError when the recipe names a vocabulary that is too small for it.
+        Raises InputError when the recipe names a vocabulary of another size.
         """
         given = self.model.vocab_size
         if given is None:
             model = _model_from({**write_table(self.model), "vocab_size": vocab_size}, self.architecture)
             return dataclasses.replace(self, model=model)
-        if given < vocab_size:
+        if given != vocab_size:
             raise InputError(
                 f"The corpus has {vocab_size} token ids, but the recipe's model.vocab_size is {given}; leave it out to "
                 "take that of the corpus, or prepare the corpus that the recipe describes."
@@ -85,8 +85,20 @@ def load_recipe(
 
 
 def draft_recipe(path: str | Path, architecture: str | None = None) -> Recipe:
-    """The recipe in a file, before flags: the model's settings are not checked yet, since flags may still mend them."""
-    return recipe_from_table(_read_toml(Path(path)), architecture, check=False)
+    """The recipe in a file, before flags: the model's settings are not checked yet, since flags may still mend them.
+
+    With another `architecture` than the file's, settings that only the file's has are left out, with a warning.
+    """
+    table = _read_toml(Path(path))
+    model = table.get("model")
+    if architecture in architectures() and isinstance(model, dict) and model.get("architecture") in architectures():
+        theirs, ours = (annotations(config_class(name)) for name in (model["architecture"], architecture))
+        foreign = [name for name in model if name in theirs and name not in ours]
+        table["model"] = {name: value for name, value in model.items() if name not in foreign}
+        if foreign:
+            names = ", ".join(f"model.{name}" for name in foreign)
+            warnings.warn(f"{names}: left out, for the {architecture} has no such setting.", SettingWarning, stacklevel=3)
+    return recipe_from_table(table, architecture, check=False)
 
 
 def settle(recipe: Recipe, warn: bool = True) -> Recipe:

@@ -104,6 +104,8 @@ def _save(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     except safetensors.SafetensorError as error:
         # It reports a full disk as an error of its own, which the callers of a file operation do not expect.
         raise OSError(f"{path.name} could not be written: {error}") from None
+    # The library makes files private; ours follow the user's umask, as the folder does.
+    path.chmod(path.parent.stat().st_mode & 0o666)
     _flush(path)
     return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 

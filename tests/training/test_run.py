@@ -1,0 +1,94 @@
+"""A run's folder alone is enough to use its model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from remanence.config import Recipe
+from remanence.data import Corpus
+from remanence.errors import InputError
+from remanence.memory import Distances
+from remanence.training import Trainer, load_run
+from remanence.training.weights import weights
+
+Make = Callable[..., Recipe]
+Train = Callable[..., Trainer]
+
+
+@pytest.fixture
+def trained(make_recipe: Make, train: Train, tmp_path: Path) -> Trainer:
+    told = iter([2.0, 3.0])
+    trainer = train(
+        make_recipe(steps=6, validate_every=3), tmp_path / "run", validate=lambda model: {"nats_per_token": next(told)}
+    )
+    trainer.run()
+    return trainer
+
+
+def test_the_last_weights_are_those_of_the_end(trained: Trainer) -> None:
+    run = load_run(trained.folder.path, which="last")
+    assert run.step == 6 and run.which == "last" and not run.model.training and run.recipe == trained.recipe
+    ours, theirs = weights(run.model), weights(trained.model)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_best_weights_are_loaded_by_default(trained: Trainer) -> None:
+    run = load_run(trained.folder.path)
+    assert run.step == 3 and run.which == "best" and run.best == {"step": 3, "nats_per_token": 2.0}
+    assert run.distances == Distances(back=15, ahead=9)
+
+
+def test_a_run_without_validation_has_only_the_last(make_recipe: Make, train: Train, tmp_path: Path) -> None:
+    train(make_recipe(steps=2), tmp_path / "run").run()
+    assert load_run(tmp_path / "run").which == "last"
+
+
+def test_corpus_and_tokenizer_are_known_without_the_corpus(trained: Trainer, corpus: Corpus) -> None:
+    run = load_run(trained.folder.path)
+    assert run.unit == "byte" and run.corpus["name"] == corpus.name and run.corpus["fingerprint"] == corpus.fingerprint
+    assert run.corpus["counts"]["train"] == dict(corpus.split("train").counts)
+    assert run.tokenizer.decode(run.tokenizer.encode("what remains")) == "what remains"
+
+
+def test_the_fingerprint_tells_weights_apart(trained: Trainer) -> None:
+    best, last = (load_run(trained.folder.path, which=which) for which in ("best", "last"))
+    assert best.fingerprint == load_run(trained.folder.path).fingerprint != last.fingerprint
+
+
+def test_weights_can_be_cast(trained: Trainer) -> None:
+    run = load_run(trained.folder.path, dtype=torch.float64)
+    assert {parameter.dtype for parameter in run.model.parameters()} == {torch.float64}
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no run"):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_damaged_weights_are_refused(which: Any, trained: Trainer) -> None:
+    path = trained.folder.path / "checkpoints" / which / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="was altered since it was saved"):
+        load_run(trained.folder.path, which=which)
+
+
+def test_a_recipe_that_does_not_fit_the_weights_is_refused(trained: Trainer) -> None:
+    path = trained.folder.path / "recipe.toml"
+    path.write_text(path.read_text().replace("model_width = 12", "model_width = 24"))
+    with pytest.raises(InputError, match=r"model.model_width \(12 there, 24 now\)"):
+        load_run(trained.folder.path)
+
+
+def test_a_run_that_has_not_saved_yet_is_told(trained: Trainer) -> None:
+    os.rename(trained.folder.path / "checkpoints", trained.folder.path / "elsewhere")
+    with pytest.raises(InputError, match="There is no checkpoint"):
+        load_run(trained.folder.path)
