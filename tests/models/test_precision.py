@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from remanence.models import LanguageModel
 
 def calm(variant: Variant, dtype: torch.dtype) -> LanguageModel:
     """Weights at which a rounding error is not blown up by saturated softmaxes."""
-    model = variant.model(torch.float64)
+    model = copy.deepcopy(variant.model(torch.float64))
     for name, parameter in model.named_parameters():
         if "norm" not in name:
             parameter.data = parameter.data * 0.4

@@ -10,7 +10,9 @@ import importlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -44,10 +46,14 @@ class Variant:
     def memory_length(self) -> int:
         return self.config.memory_length  # type: ignore[attr-defined]
 
-    def model(self, dtype: torch.dtype = torch.float64, *, seed: int = 3, **changes: Any) -> LanguageModel:
-        """A model in evaluation mode whose weights make every output depend on all that it may see."""
-        model = build(dataclasses.replace(self.config, **changes), seed=seed)
-        return enliven(model, seed).to(dtype).eval()
+    def model(self, dtype: torch.dtype = torch.float64, **changes: Any) -> LanguageModel:
+        """A model in evaluation mode whose weights make every output depend on all that it may see.
+
+        Equal models are built once; a test that alters weights takes a copy.
+        """
+        model = _model(dataclasses.replace(self.config, **changes), dtype)
+        model.zero_grad()
+        return model.eval()
 
 
 def variant(
@@ -93,6 +99,11 @@ for _module in filter(None, os.environ.get("REMANENCE_TEST_VARIANTS", "").split(
     VARIANTS |= importlib.import_module(_module).VARIANTS
 
 
+@cache
+def _model(config: ModelConfig, dtype: torch.dtype) -> LanguageModel:
+    return enliven(build(config, seed=3), seed=3).to(dtype)
+
+
 def enliven(model: LanguageModel, seed: int) -> LanguageModel:
     """Weights large enough that attention is sharp; the initial ones hardly tell one key from another."""
     generator = torch.Generator().manual_seed(seed)
@@ -124,14 +135,18 @@ def read(model: LanguageModel, segments: list[Tensor], memory: Any = None) -> tu
     return torch.cat(logits, dim=1), memory
 
 
-def histories(model: LanguageModel, lanes: int = LANES, *, length: int | None = None) -> Any:
-    """A memory whose lanes have lived through different things: three segments, two, one, .., or none."""
-    length = length if length is not None or model.config.memory_length == 0 else model.config.memory_length
-    memory = model.init_memory(lanes, length)
-    for number, tokens in enumerate(text(model, 4, 2, 3, lanes=lanes, seed=7)):
-        starts = torch.arange(lanes) % 4 == number
-        memory = model(tokens, memory, starts).memory
-    return memory.reset(torch.arange(lanes) % 4 == 3).detach()
+def histories(model: LanguageModel) -> Any:
+    """A memory whose four lanes have lived through different things: three segments, two, one, and none."""
+    if model not in _histories:
+        memory = model.init_memory(LANES)
+        with torch.no_grad():
+            for number, tokens in enumerate(text(model, 4, 2, 3, seed=7)):
+                memory = model(tokens, memory, torch.arange(LANES) == number).memory
+        _histories[model] = memory.reset(torch.arange(LANES) == 3)
+    return _histories[model]
+
+
+_histories: WeakKeyDictionary[LanguageModel, Any] = WeakKeyDictionary()
 
 
 def tensors(memory: Memory) -> dict[str, Tensor]:
