@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -65,6 +65,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         memory_length: int = self.memory_length  # type: ignore[attr-defined]
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                choices = get_args(hint)
+                self._require(getattr(self, name) in choices, name, f"one of {', '.join(map(repr, choices))}")
         for name in ("vocab_size", "segment_length", "num_layers", "model_width", "num_heads", "head_width"):
             self._require(getattr(self, name) >= 1, name, "1 or more")
         self._require(self.feed_forward_width >= 1, "feed_forward_width", "1 or more")
