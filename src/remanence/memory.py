@@ -14,6 +14,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -113,11 +114,7 @@ class Memory:
 
     def to(self: Some, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Some:
         """Move to a device and cast floating tensors to `dtype`. Log-sums stay float32 or better."""
-
-        def move(tensor: Tensor, role: str) -> Tensor:
-            return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-
-        return self._map(move)
+        return self._map(partial(_move, device=device, dtype=dtype))
 
     def __getitem__(self: Some, lanes: int | slice | Tensor | Sequence[int]) -> Some:
         """The memory of some lanes, by index, slice, indices or a boolean mask. An int keeps its lane axis."""
@@ -154,13 +151,7 @@ class Memory:
 
     def reset(self: Some, starts: Bool[Tensor, " B"]) -> Some:
         """Forget everything on the lanes where a new document starts."""
-
-        def forget(tensor: Tensor, role: str) -> Tensor:
-            if role == "derived":
-                return tensor
-            return tensor.masked_fill(starts.reshape(-1, *[1] * (tensor.dim() - 1)), 0)
-
-        return self._map(forget)
+        return self._map(partial(_forget, starts=starts))
 
     def resize(self: Some, length: int) -> Some:
         """A memory of another length: the newest slots are kept, missing ones are added as never written.
@@ -173,16 +164,7 @@ class Memory:
             raise InputError(
                 f"The memory cannot be resized while a segment is open ({self.opened} tokens read); close it first."
             )
-        missing = max(length - self.length, 0)
-
-        def fit(tensor: Tensor, role: str) -> Tensor:
-            if role != "slot":
-                return tensor
-            kept = tensor[:, tensor.shape[1] - (length - missing) :]
-            padding = kept.new_zeros(kept.shape[0], missing, *kept.shape[2:])
-            return torch.cat([padding, kept], dim=1)
-
-        return self._map(fit)
+        return self._map(partial(_fit, length=length))
 
     # On disk
 
@@ -264,6 +246,22 @@ class Memory:
                 yield from value._tensors(f"{name}.")
             elif isinstance(value, tuple):
                 yield from ((f"{name}.{index}", item) for index, item in enumerate(value))
+
+
+def _move(tensor: Tensor, role: str, device: Any, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+
+
+def _forget(tensor: Tensor, role: str, starts: Tensor) -> Tensor:
+    return tensor if role == "derived" else tensor.masked_fill(starts.reshape(-1, *[1] * (tensor.dim() - 1)), 0)
+
+
+def _fit(tensor: Tensor, role: str, length: int) -> Tensor:
+    if role != "slot":
+        return tensor
+    kept = tensor[:, max(tensor.shape[1] - length, 0) :]
+    padding = kept.new_zeros(kept.shape[0], length - kept.shape[1], *kept.shape[2:])
+    return torch.cat([padding, kept], dim=1)
 
 
 def newest(old: Tensor, new: Tensor, counts: Tensor | None = None) -> Tensor:

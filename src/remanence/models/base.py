@@ -190,6 +190,9 @@ class LanguageModel(nn.Module):
         self._check(tokens, memory, starts, lengths, close)
         if starts is not None:
             memory = memory.reset(starts)
+        if not (memory.opened or self.memory_carries_gradient):
+            # An open segment keeps its graph: it is one segment, however many calls read it.
+            memory = memory.detach()
         embedded = self._drop(self.embedding(tokens))
         hidden, memory, told = self._read(embedded, memory, lengths, keep=not close, extras=extras)
         if close:

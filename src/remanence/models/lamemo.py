@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -262,10 +263,7 @@ class LaMemo(LanguageModel):
 
     def _close(self, memory: Any, lengths: Tensor | None) -> LaMemoMemory:
         segment, read = memory.segment, memory.opened
-
-        def fold(held: Tensor, rows: Tensor) -> Tensor:
-            return newest(held.detach(), rows.detach().to(held.dtype), lengths)
-
+        fold = partial(_fold, lengths=lengths)
         last_length, window = torch.full_like(memory.last_length, read), read
         if lengths is not None:
             last_length = torch.where(lengths > 0, lengths, memory.last_length)
@@ -384,3 +382,8 @@ class LaMemo(LanguageModel):
         shape = (self.config.num_heads, self.config.head_width)
         if memory.context and tuple(memory.context[0].shape[-2:]) != shape:
             raise self._misfit("heads and head width", tuple(memory.context[0].shape[-2:]), shape)
+
+
+def _fold(held: Tensor, rows: Tensor, lengths: Tensor | None) -> Tensor:
+    """What a slot tensor is once its segment is over, cut off from the graph."""
+    return newest(held.detach(), rows.detach().to(held.dtype), lengths)
