@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
-import jaxtyping
 import pytest
+from tests.models.unchecked import without_checks
 from tests.models.variants import VARIANTS, Variant
 
 
@@ -27,9 +28,8 @@ def compiled_variant(request: pytest.FixtureRequest) -> Variant:
     return VARIANTS[request.param]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def shapes_checked_where_that_is_tested(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Checking shapes takes two thirds of the time of calls this small; `test_shapes.py` makes every kind of call."""
-    jaxtyping.config.update("jaxtyping_disable", request.module.__name__.rpartition(".")[2] != "test_shapes")
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    """Shapes are checked in `test_shapes.py`, which makes every kind of call."""
+    with nullcontext() if request.module.__name__.endswith("test_shapes") else without_checks():
+        yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from tests.models.variants import LANES, Variant, equal, gap, histories, tensors, text
 from torch import Tensor
@@ -123,12 +122,11 @@ def alone(model: LanguageModel, tokens: list[Tensor], starts: Tensor, lengths: T
     return hidden, memory
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_lives_of_starts_pauses_and_padding_are_those_of_each_lane_alone(variant: Variant, seed: int) -> None:
+def test_lives_of_starts_pauses_and_padding_are_those_of_each_lane_alone(variant: Variant) -> None:
     model = variant.model()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     widths = (5, 2, 7, 1, 4)
-    segments = text(model, *widths, seed=seed)
+    segments = text(model, *widths)
     starts = torch.rand(len(widths), LANES, generator=generator) < 0.25
     shares = torch.rand(len(widths), LANES, generator=generator) * 1.4
     lengths = torch.stack(

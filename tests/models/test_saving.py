@@ -11,7 +11,7 @@ from tests.models.variants import Variant, equal, histories, tensors, text
 from remanence.memory import Distances, Memory, load_memory
 
 
-@pytest.mark.parametrize("opened", [0, 1, 3])
+@pytest.mark.parametrize("opened", [0, 2])
 def test_saving_and_loading_is_bit_exact_and_so_is_going_on(variant: Variant, opened: int, tmp_path: Path) -> None:
     model = variant.model(torch.float32)
     tokens, after = text(model, 5, 4)
@@ -25,7 +25,7 @@ def test_saving_and_loading_is_bit_exact_and_so_is_going_on(variant: Variant, op
     assert equal(loaded, memory)
     assert loaded.state()[1] == memory.state()[1]
     assert (loaded.lanes, loaded.length, loaded.opened) == (memory.lanes, memory.length, opened)
-    for close in (False, False, True, True):
+    for close in (False, True, True):
         one, memory, _ = model(after, memory, close=close)
         other, loaded, _ = model(after, loaded, close=close)
         assert equal(other, one)
