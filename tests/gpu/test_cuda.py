@@ -51,7 +51,7 @@ def read(model: LanguageModel, device: str, run: Any = None) -> tuple[torch.Tens
     model.zero_grad()
     memory, losses = model.init_memory(3), []
     for tokens, targets, starts in stream():
-        hidden, memory, _ = (run or model)(tokens.to(device), memory, starts.to(device))
+        hidden, memory, _ = (model if run is None else run)(tokens.to(device), memory, starts.to(device))
         losses.append(model.head.loss(hidden, targets.to(device)))
     losses = torch.stack(losses)
     losses.mean().backward()
