@@ -148,7 +148,7 @@ def test_settings_that_mean_nothing_are_refused(setting: str, value: float) -> N
 
 
 def test_settings_without_effect_are_named() -> None:
-    assert Sampling(temperature=0, top_k=5, min_p=0.1).idle == ["top-k", "min-p"]
+    assert Sampling(temperature=0, top_k=5, min_p=0.1).idle == ["top_k", "min_p"]
     assert Sampling(temperature=0.5, top_k=5).idle == []
 
 

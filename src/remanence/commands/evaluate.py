@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -34,7 +34,7 @@ Example: remanence evaluate runs/lamemo-books --memory-length 0 64 128 256
 class Arguments:
     """What the command is given."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of a run."""
     split: Literal["train", "validation", "test"] = "test"
     """Part of the corpus to score."""
@@ -58,13 +58,13 @@ class Arguments:
     """Hold distances at the largest of training where the memory or the segment is longer."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """Numbers of the matrix products; auto takes bfloat16 where this machine is faster in it."""
-    by_position: bool = False
+    by_position: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also tell the loss by position in the document (in the stream, under the published protocol)."""
-    interpolation: bool = False
+    interpolation: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also tell how much of its old content a slot of LaMemo keeps, by layer and age."""
     device: str = "auto"
     """Where to compute: auto (a GPU when there is one), cpu, cuda, cuda:1."""
-    json: bool = False
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON and nothing else."""
 
 
@@ -105,7 +105,7 @@ def protocol_of(arguments: Arguments, run: Run) -> Protocol:
         segment_length=chosen("segment_length"),
         clamp_length=chosen("clamp_length"),
         same_length=chosen("same_length"),
-        lanes=chosen("lanes") or recipe.training.lanes,
+        lanes=recipe.training.lanes if chosen("lanes") is None else chosen("lanes"),
         hold_distances=arguments.hold_distances,
         precision=arguments.precision,
     )
@@ -149,9 +149,13 @@ def _show(scores: Sequence[Score], run: Run) -> None:
     console.print(tables.scores(scores))
     for sentence in in_words([score.protocol for score in scores]):
         console.print(sentence, style="dim")
-    for score in scores:
-        for table in tables.measurements(score):
-            console.print(table)
+    if "loss_by_position" in scores[0].measurements:
+        unit = scores[0].protocol.unit
+        console.print(f"\nBits per {unit} by position:", tables.by_position(scores), sep="\n")
+    if "interpolation" in scores[0].measurements:
+        kept = tables.interpolation(scores)
+        console.print("")
+        console.print(kept or "No slot was filled, or the model does not blend old content with new.")
 
 
 @contextlib.contextmanager

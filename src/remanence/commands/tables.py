@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -23,7 +23,7 @@ BESIDE = {
 def scores(found: Sequence[Score]) -> Table:
     """A line for each score."""
     unit = found[0].protocol.unit
-    beside = [name for name in BESIDE[unit] if all(getattr(score, name) is not None for score in found)]
+    beside = [name for name in BESIDE[unit] if all(getattr(score, name) not in (None, score.value) for score in found)]
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     names = [name.replace("_", " ").replace("per token", f"per {unit}") for name in beside]
     for name in ("memory", found[0].measure, *names, "distances", "seconds"):
@@ -39,28 +39,44 @@ def scores(found: Sequence[Score]) -> Table:
     return table
 
 
-def measurements(score: Score) -> Iterator[Table]:
-    """What was measured beside one score; nothing where nothing was asked for."""
-    by_position = score.measurements.get("loss_by_position")
-    if by_position:
-        where = "document" if score.protocol.starts == "document" else "stream"
-        table = Table(title=f"by position in the {where}, memory {score.protocol.memory_length:,}", box=None)
-        per = score.protocol.unit if score.protocol.unit != "token" else "token"
-        for name in ("position", f"bits per {per}", f"{per}s"):
-            table.add_column(name, justify="right")
-        for entry in by_position:
-            last = "" if entry["end"] is None else f"{entry['end'] - 1:,}"
-            position = f"{entry['begin']:,}" if last == f"{entry['begin']:,}" else f"{entry['begin']:,} to {last}"
-            table.add_row(position, f"{entry['nats'] / math.log(2):.3f}", f"{entry['tokens']:,}")
-        yield table
-    interpolation = score.measurements.get("interpolation")
-    if interpolation:
-        table = Table(title=f"share of old content kept, memory {score.protocol.memory_length:,}", box=None)
-        for name in ("layer", "mean", "newest slot", "oldest slot"):
-            table.add_column(name, justify="right")
-        for layer, row in enumerate(interpolation):
-            table.add_row(str(layer), *(f"{value:.3f}" for value in (sum(row) / len(row), row[0], row[-1])))
-        yield table
+def by_position(found: Sequence[Score]) -> Table:
+    """Bits by position in the document or stream: a line for each range, a column for each memory length."""
+    starts, unit = found[0].protocol.starts, found[0].protocol.unit
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for name in (
+        f"position in the {'document' if starts == 'document' else 'stream'}",
+        f"{unit}s",
+        *(f"memory {score.protocol.memory_length:,}" for score in found),
+    ):
+        table.add_column(name, justify="right")
+    columns = [score.measurements["loss_by_position"] for score in found]
+    for entries in zip(*columns, strict=True):
+        first, last = entries[0]["begin"], None if entries[0]["end"] is None else entries[0]["end"] - 1
+        position = f"{first:,}" if first == last else f"{first:,} on" if last is None else f"{first:,} to {last:,}"
+        bits = (f"{entry['nats'] / math.log(2):.3f}" for entry in entries)
+        table.add_row(position, f"{entries[0]['tokens']:,}", *bits)
+    return table
+
+
+def interpolation(found: Sequence[Score]) -> Table | None:
+    """What share of its old content a slot keeps at a segment: a line for each layer; None where no model merges."""
+    rows = [
+        (
+            f"{score.protocol.memory_length:,}",
+            str(layer),
+            *(f"{value:.3f}" for value in (sum(row) / len(row), row[0], row[-1])),
+        )
+        for score in found
+        for layer, row in enumerate(score.measurements["interpolation"])
+    ]
+    if not rows:
+        return None
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for name in ("memory", "layer", "old content kept", "newest slot", "oldest slot"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _number(value: float) -> str:

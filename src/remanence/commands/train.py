@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from torch import nn
 
 from remanence.config import Recipe
 from remanence.config.flags import parse_flags
@@ -19,7 +18,7 @@ from remanence.data import Corpus
 from remanence.data.corpus import Split
 from remanence.errors import InputError
 from remanence.evaluation import Protocol, evaluate
-from remanence.models import config_class
+from remanence.models import LanguageModel, config_class
 from remanence.training import Trainer
 
 HELP = """\
@@ -55,7 +54,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     corpus = Corpus.open(recipe.data.corpus)
     splits = [corpus.split(name) for name in corpus.splits if name == "validation"]
 
-    def validate(model: nn.Module) -> dict[str, Any]:
+    def validate(model: LanguageModel) -> dict[str, Any]:
         return validation(model, splits[0], recipe, corpus, trainer.state.precision)
 
     trainer = Trainer(recipe, corpus, folder, validate=validate if splits else None, resume=arguments.resume)
@@ -80,7 +79,7 @@ def parse(argv: Sequence[str], prog: str = "remanence train") -> Arguments:
     return dataclasses.replace(arguments, recipe=settle(arguments.recipe))
 
 
-def validation(model: nn.Module, split: Split, recipe: Recipe, corpus: Corpus, precision: Any) -> dict[str, Any]:
+def validation(model: LanguageModel, split: Split, recipe: Recipe, corpus: Corpus, precision: Any) -> dict[str, Any]:
     """The score of the validation split at the lengths of training, as numbers for the log."""
     limit = recipe.training.validation_tokens
     if limit and limit < len(split):
@@ -89,9 +88,7 @@ def validation(model: nn.Module, split: Split, recipe: Recipe, corpus: Corpus, p
         )
     # Every lane begins cold, so that a short text is not read by as many lanes as training has.
     fitting = max(1, len(split) // (4 * recipe.model.segment_length))
-    protocol = Protocol(
-        starts=recipe.data.protocol, lanes=min(recipe.training.lanes, fitting), precision=precision
-    )
+    protocol = Protocol(starts=recipe.data.protocol, lanes=min(recipe.training.lanes, fitting), precision=precision)
     score = evaluate(model, split, protocol, corpus=corpus.name)
     numbers = {name: getattr(score, name) for name in ("bits_per_byte", "bits_per_character", "perplexity")}
     return {

@@ -69,7 +69,7 @@ class Sampling:
             for field in dataclasses.fields(self)
             if getattr(self, field.name) != getattr(defaults, field.name)
         ]
-        return [name.replace("_", "-") for name in names] if self.greedy else []
+        return names if self.greedy else []
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

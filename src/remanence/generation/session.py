@@ -103,10 +103,8 @@ class Session:
         self.seed = seed
         self.segment_length: int = config.segment_length if segment_length is None else segment_length
         slots: int = config.memory_length if memory_length is None else memory_length
-        self.held = None
-        if hold_distances:
-            self.held = distances_to_hold(self.model, trained, self.segment_length, slots)
-        self.memory: Memory = self.model.init_memory(lanes=1, length=slots, hold=self.held)
+        hold = distances_to_hold(self.model, trained, self.segment_length, slots) if hold_distances else None
+        self.memory: Memory = self.model.init_memory(lanes=1, length=slots, hold=hold)
         self.tokens_read = 0
         """Tokens given to the model so far, drawn ones included."""
         self._forked = False
