@@ -67,10 +67,14 @@ class Protocol:
     device: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (("segment_length", 1), ("memory_length", 0), ("clamp_length", 1), ("lanes", 1)):
-            value = getattr(self, name)
+        for name, value, least in (
+            ("segment length", self.segment_length, 1),
+            ("memory length", self.memory_length, 0),
+            ("clamp length", self.clamp_length, 1),
+            ("number of lanes", self.lanes, 1),
+        ):
             if value is not None and value < least:
-                raise InputError(f"The {name.replace('_', ' ')} is {value}; it must be at least {least}.")
+                raise InputError(f"The {name} is {value}; it must be at least {least}.")
         if self.starts not in ("published", "document"):
             raise InputError(f"The protocol {self.starts!r} is not known; choose published or document.")
         if self.precision not in ("auto", "float32", "bfloat16"):

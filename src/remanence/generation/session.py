@@ -92,9 +92,9 @@ class Session:
         if samples < 1:
             raise InputError(f"{samples} samples were asked for; give at least 1.")
         if segment_length is not None and segment_length < 1:
-            raise InputError(f"Segment length is {segment_length}; it must be at least 1.")
+            raise InputError(f"The segment length is {segment_length}; it must be at least 1.")
         if memory_length is not None and memory_length < 0:
-            raise InputError(f"Memory length is {memory_length}; it must be at least 0.")
+            raise InputError(f"The memory length is {memory_length}; it must be at least 0.")
         self.model, self.tokenizer, self.fingerprint, trained = _parts(model, tokenizer, trained)
         config = self.model.config
         self.samples = samples
