@@ -66,8 +66,9 @@ def test_a_file_becomes_settings_with_defaults_for_the_rest(write: Any) -> None:
 
 
 def test_flags_override_the_file(write: Any) -> None:
-    flags = "--model.memory-length 640 --training.steps=9 --model.same_length --model.cutoffs 50 60 70".split()
-    recipe = load_recipe(write(), [*flags, "--evaluation.memory-length", "None", "--training.betas", "0.8", "0.9"])
+    flags = "--model.memory-length 640 --training.steps=9 --model.same_length --model.cutoffs 50 60 70"
+    more = "--evaluation.memory-length None --training.betas 0.8 0.9"
+    recipe = load_recipe(write(), f"{flags} {more}".split())
     assert (recipe.model.memory_length, recipe.training.steps, recipe.model.same_length) == (640, 9, True)
     assert recipe.model.cutoffs == (50, 60, 70) and recipe.training.betas == (0.8, 0.9)
     assert recipe.evaluation.memory_length is None
@@ -77,7 +78,11 @@ def test_flags_override_the_file(write: Any) -> None:
     ("old", "new", "sentence"),
     [
         ("steps = 7", "step = 7", "There is no setting training.step; did you mean training.steps?"),
-        ("memory_length = 24", "memry_length = 24", "There is no setting model.memry_length; did you mean model.memory_length?"),
+        (
+            "memory_length = 24",
+            "memry_length = 24",
+            "There is no setting model.memry_length; did you mean model.memory_length?",
+        ),
         ("[training]", "[trainng]", "There is no setting trainng; did you mean training?"),
         ("steps = 7", 'steps = "many"', 'training.steps is "many", but it must be a whole number.'),
         ("steps = 7", "steps = 7.5", "training.steps is 7.5, but it must be a whole number."),
@@ -173,7 +178,9 @@ def test_any_settings_survive_the_file(
     assert recipe_from_table(tomllib.loads(dump_recipe(recipe))) == recipe
 
 
-@pytest.mark.parametrize("kind", [TrainingSettings, EvaluationSettings, DataSettings, *map(config_class, architectures())])
+@pytest.mark.parametrize(
+    "kind", [TrainingSettings, EvaluationSettings, DataSettings, *map(config_class, architectures())]
+)
 def test_a_setting_that_may_be_none_is_none_unless_given(kind: type) -> None:
     # TOML has no None: it is written by leaving the key out.
     hints = get_type_hints(kind)
@@ -187,7 +194,7 @@ def test_the_vocabulary_may_be_left_to_the_corpus(write: Any) -> None:
     sized = recipe.sized(77)
     assert sized.model.vocab_size == 77 and type(sized.model) is config_class("lamemo")
     assert load_recipe(write(dump_recipe(recipe), "again.toml")) == recipe
-    with pytest.raises(InputError, match="has 77 token ids, but the recipe's model.vocab_size is 300"):
+    with pytest.raises(InputError, match=r"has 77 token ids, but the recipe's model\.vocab_size is 300"):
         load_recipe(write()).sized(77)
 
 
@@ -201,7 +208,9 @@ def test_settings_are_checked_although_the_vocabulary_is_open(write: Any) -> Non
 
 def test_another_architecture_leaves_out_what_it_does_not_know(write: Any) -> None:
     with pytest.warns(SettingWarning, match="model.memory_length: left out, for the transformer has no such setting"):
-        recipe = load_recipe(write(TEXT.replace("[evaluation]\nmemory_length = 48", "")), ["--model.architecture=transformer"])
+        recipe = load_recipe(
+            write(TEXT.replace("[evaluation]\nmemory_length = 48", "")), ["--model.architecture=transformer"]
+        )
     assert recipe.architecture == "transformer" and recipe.model.segment_length == 16
     assert load_recipe(write(), ["--model.architecture", "transformer-xl"]).model.memory_length == 24
 

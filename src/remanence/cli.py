@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -38,7 +39,8 @@ FAILED, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and give its exit code: 0, 2 for input that cannot be used (one sentence on standard error),
-    130 after Ctrl-C, 141 when the reader of our output has gone."""
+    130 after Ctrl-C, 141 when the reader of our output has gone.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _run(argv)
@@ -80,8 +82,8 @@ def _run(argv: list[str]) -> int:
         kind = "option" if name.startswith("-") else "command"
         close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
         return _fail(f"There is no {kind} {name}; did you mean {close}? See remanence --help.")
-    _warn_in_a_sentence()
-    return import_module(f"remanence.commands.{name}").main(rest, f"remanence {name}")
+    with _warnings_in_sentences():
+        return import_module(f"remanence.commands.{name}").main(rest, f"remanence {name}")
 
 
 def _fail(sentence: str) -> int:
@@ -95,7 +97,8 @@ def _told(error: OSError) -> str:
     return f"{reason}: {error.filename}." if error.filename else f"{reason.rstrip('.')}."
 
 
-def _warn_in_a_sentence() -> None:
+@contextmanager
+def _warnings_in_sentences() -> Iterator[None]:
     """Show our warnings without the line of code that gave them, which says nothing to the user of a command."""
     import warnings
 
@@ -107,4 +110,6 @@ def _warn_in_a_sentence() -> None:
         else:
             usual(message, category, *place, **more)
 
-    warnings.showwarning = show
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

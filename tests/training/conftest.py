@@ -18,7 +18,8 @@ from remanence.data.prepare import prepare
 from remanence.models import config_class
 from remanence.training import Trainer
 
-WORDS = "the of and memory segment lane token reads what was written before so that a model knows more".split()
+TEXT = "the of and memory segment lane token reads what was written before so that a model knows more"
+WORDS = TEXT.split()
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +34,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.fixture(scope="session")
 def make_recipe(corpus: Corpus) -> Callable[..., Recipe]:
-    def make(architecture: str = "lamemo", memory_length: int = 9, protocol: str = "published", **training: Any) -> Recipe:
+    def make(
+        architecture: str = "lamemo", memory_length: int = 9, protocol: str = "published", **training: Any
+    ) -> Recipe:
         memory = {} if architecture == "transformer" else {"memory_length": memory_length}
         model = config_class(architecture)(
             vocab_size=256,
@@ -46,10 +49,17 @@ def make_recipe(corpus: Corpus) -> Callable[..., Recipe]:
             dropout=0.2,
             **memory,
         )
-        settings = {"steps": 12, "lanes": 4, "log_every": 3, "save_every": 4, "validate_every": 0, "precision": "float32"}
+        settings = {
+            "steps": 12,
+            "lanes": 4,
+            "log_every": 3,
+            "save_every": 4,
+            "validate_every": 0,
+            "precision": "float32",
+        }
         return Recipe(
             "small",
-            data=DataSettings(str(corpus.folder), protocol),  # pyright: ignore[reportArgumentType]
+            data=DataSettings(str(corpus.folder), protocol),
             model=model,
             training=TrainingSettings(**{"learning_rate": 1e-2, **settings, **training}),
         )

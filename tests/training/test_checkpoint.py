@@ -20,7 +20,10 @@ from remanence.training import checkpoint as module
 from remanence.training.checkpoint import exists, open_checkpoint, save_checkpoint
 from remanence.training.weights import count_parameters, load_weights, weights
 
-PARTS = {"model": {"a": torch.arange(1000.0), "b": torch.ones(3, 2, dtype=torch.bfloat16)}, "state": {"c": torch.ones(())}}
+PARTS = {
+    "model": {"a": torch.arange(1000.0), "b": torch.ones(3, 2, dtype=torch.bfloat16)},
+    "state": {"c": torch.ones(())},
+}
 
 
 @pytest.fixture
@@ -157,6 +160,8 @@ def test_the_description_is_readable_json(place: Path) -> None:
 
 
 class Tied(nn.Module):
+    """One tensor under two names."""
+
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(4, 3)

@@ -37,7 +37,9 @@ class Recurrent(nn.Module):
         self.out = nn.Linear(WIDTH, VOCABULARY)
         self.head = SimpleNamespace(loss=self._loss)
 
-    def forward(self, tokens: Tensor, memory: Carried, starts: Tensor, lengths: Tensor | None = None) -> tuple[Any, ...]:
+    def forward(
+        self, tokens: Tensor, memory: Carried, starts: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Any, ...]:
         memory = memory.reset(starts)
         hidden = torch.tanh(self.mix(memory.carried + self.embedding(tokens).cumsum(dim=1)))
         return hidden, dataclasses.replace(memory, carried=hidden[:, -1:]), None
@@ -83,7 +85,7 @@ def test_gradients_flow_through_all_segments_of_the_horizon(segments: int) -> No
 def test_no_gradient_flows_between_horizons() -> None:
     model, memory = fresh()
     after = accumulate_gradients(model, batches(2), memory).memory
-    assert not after.carried.requires_grad  # pyright: ignore[reportAttributeAccessIssue]
+    assert not after.carried.requires_grad
 
 
 def test_the_loss_is_the_mean_over_scored_tokens_only() -> None:

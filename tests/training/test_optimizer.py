@@ -11,7 +11,7 @@ from torch import nn
 from remanence.config import TrainingSettings
 from remanence.data import Batch
 from remanence.errors import InputError
-from remanence.models import build, config_class
+from remanence.models import LanguageModel, build, config_class
 from remanence.training.horizon import accumulate_gradients
 from remanence.training.optimizer import build_optimizer, optimizer_state, restore_optimizer
 from remanence.training.schedule import learning_rate
@@ -19,7 +19,7 @@ from remanence.training.schedule import learning_rate
 STEPS = 40
 
 
-def small_model(dtype: torch.dtype = torch.float64) -> nn.Module:
+def small_model(dtype: torch.dtype = torch.float64) -> LanguageModel:
     config = config_class("transformer-xl")(
         vocab_size=13, segment_length=5, memory_length=4, num_layers=2, model_width=8, num_heads=2, head_width=4,
         feed_forward_width=9, dropout=0.0,
@@ -37,7 +37,7 @@ def test_forty_steps_with_clip_and_cosine_follow_the_written_rule() -> None:
     settings = TrainingSettings(steps=STEPS, learning_rate=3e-2, clip_norm=0.25)
     ours, theirs = small_model(), small_model()
     optimizer = build_optimizer(ours, settings)
-    memory, other_memory = ours.init_memory(lanes=3), theirs.init_memory(lanes=3)  # pyright: ignore
+    memory, other_memory = ours.init_memory(lanes=3), theirs.init_memory(lanes=3)
     first = [torch.zeros_like(each) for each in theirs.parameters()]
     second = [torch.zeros_like(each) for each in theirs.parameters()]
     for step, batch in enumerate(random_batches()):
@@ -51,7 +51,7 @@ def test_forty_steps_with_clip_and_cosine_follow_the_written_rule() -> None:
 
         hidden, other_memory, _ = theirs(batch.tokens, other_memory, batch.starts)
         other_memory = other_memory.detach()
-        loss = theirs.head.loss(hidden, batch.targets).double().mean()  # pyright: ignore
+        loss = theirs.head.loss(hidden, batch.targets).double().mean()
         gradients = torch.autograd.grad(loss, list(theirs.parameters()))
         norm = math.sqrt(sum(float(each.square().sum()) for each in gradients))
         scale = min(1.0, settings.clip_norm / (norm + 1e-6))

@@ -95,7 +95,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(run: Path, make_recipe: Make,
 
 def test_another_text_is_refused(run: Path, make_recipe: Make, train: Train, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("another text altogether " * 300)
-    with pytest.raises(InputError, match="is not the one that .* was trained on"):
+    with pytest.raises(InputError, match=r"is not the one that .* was trained on"):
         train(make_recipe(steps=4), run, resume=True, corpus=prepare(tmp_path / "text.txt", tmp_path / "text")).run()
 
 

@@ -15,7 +15,7 @@ PEAK = 2e-3
 
 
 def rates(**settings: object) -> list[float]:
-    made = TrainingSettings(learning_rate=PEAK, **settings)  # pyright: ignore[reportArgumentType]
+    made = TrainingSettings(learning_rate=PEAK, **settings)
     return [learning_rate(made, step) for step in range(made.steps + 1)]
 
 
@@ -58,6 +58,10 @@ def test_the_floor_is_a_share_of_the_peak() -> None:
 )
 def test_no_rate_is_negative_or_above_the_peak(step: int, steps: int, warmup: int, floor: float, schedule: str) -> None:
     settings = TrainingSettings(
-        steps=steps, learning_rate=PEAK, warmup_steps=warmup, floor=floor, schedule=schedule  # pyright: ignore
+        steps=steps,
+        learning_rate=PEAK,
+        warmup_steps=warmup,
+        floor=floor,
+        schedule=schedule,
     )
     assert 0 <= learning_rate(settings, step) <= PEAK * (1 + 1e-12)

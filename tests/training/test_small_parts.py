@@ -63,7 +63,9 @@ def test_autocast_computes_products_in_bfloat16() -> None:
 
 @pytest.mark.parametrize("name", ["cuda:99", "nonsense", "meta:x"])
 def test_a_device_that_is_not_there_is_told(name: str) -> None:
-    with pytest.raises(InputError, match=f'training.device is "{name}", which this machine cannot use; choose auto, cpu'):
+    with pytest.raises(
+        InputError, match=f'training.device is "{name}", which this machine cannot use; choose auto, cpu'
+    ):
         choose_device(name)
 
 

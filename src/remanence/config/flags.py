@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from remanence.config.tables import annotations, describe, union_of, unknown_key
+from remanence.config.tables import describe, types_of, union_of, unknown_key
 from remanence.errors import InputError
 
 Settings = TypeVar("Settings")
@@ -51,7 +51,7 @@ def flag_types(kind: Any, default: Any = None, prefix: str = "--") -> dict[str, 
     """Every flag of a dataclass with its type. Nested dataclasses are dotted; positional arguments are left out."""
     flags: dict[str, Any] = {}
     marked = get_type_hints(kind, include_extras=True)
-    for name, annotation in annotations(kind).items():
+    for name, annotation in types_of(kind).items():
         value = getattr(default, name, None)
         nested = type(value) if dataclasses.is_dataclass(value) else annotation
         markers = getattr(marked[name], "__metadata__", ())

@@ -21,7 +21,7 @@ from typing import Any
 import tomli_w
 
 from remanence.config.settings import DataSettings, EvaluationSettings, TrainingSettings
-from remanence.config.tables import annotations, nearest, read_table, write_table
+from remanence.config.tables import nearest, read_table, types_of, write_table
 from remanence.errors import InputError
 from remanence.models import architectures, config_class
 
@@ -92,12 +92,14 @@ def draft_recipe(path: str | Path, architecture: str | None = None) -> Recipe:
     table = _read_toml(Path(path))
     model = table.get("model")
     if architecture in architectures() and isinstance(model, dict) and model.get("architecture") in architectures():
-        theirs, ours = (annotations(config_class(name)) for name in (model["architecture"], architecture))
+        theirs, ours = (types_of(config_class(name)) for name in (model["architecture"], architecture))
         foreign = [name for name in model if name in theirs and name not in ours]
         table["model"] = {name: value for name, value in model.items() if name not in foreign}
         if foreign:
             names = ", ".join(f"model.{name}" for name in foreign)
-            warnings.warn(f"{names}: left out, for the {architecture} has no such setting.", SettingWarning, stacklevel=3)
+            warnings.warn(
+                f"{names}: left out, for the {architecture} has no such setting.", SettingWarning, stacklevel=3
+            )
     return recipe_from_table(table, architecture, check=False)
 
 
@@ -141,7 +143,7 @@ def recipe_from_table(table: Mapping[str, Any], architecture: str | None = None,
 
 
 def take_architecture(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The architecture named by `--model.architecture`, which decides what other flags there are, and the other flags."""
+    """The architecture named by `--model.architecture`, which decides what flags there are, and the other flags."""
     flags, rest, architecture = list(overrides), [], None
     while flags:
         word = flags.pop(0)
@@ -167,7 +169,7 @@ def warn_of_settings_without_effect(recipe: Recipe) -> None:
         )
     if training.validation_tokens and not training.validate_every:
         without.append("training.validation_tokens has no effect, because training.validate_every is 0.")
-    if "memory_length" not in annotations(type(model)) and evaluation.memory_length:
+    if "memory_length" not in types_of(type(model)) and evaluation.memory_length:
         without.append(f"evaluation.memory_length has no effect, because the {recipe.architecture} has no memory.")
     for message in without:
         warnings.warn(message, SettingWarning, stacklevel=3)
@@ -191,10 +193,11 @@ def _model_from(table: Mapping[str, Any], architecture: str, check: bool = True)
     tentative = read_table(unsized(kind), table, "model")
     if not check:
         return tentative
-    values = {name: getattr(tentative, name) for name in (each.name for each in dataclasses.fields(kind))}
+    values: dict[str, Any] = {each.name: getattr(tentative, each.name) for each in dataclasses.fields(kind)}
     if tentative.vocab_size is not None:
         return kind(**values)
-    kind(**values | {"vocab_size": VOCABULARY_TO_TRY})
+    values["vocab_size"] = VOCABULARY_TO_TRY
+    kind(**values)
     return tentative
 
 

@@ -16,7 +16,8 @@ class DataSettings:
     corpus: str = ""
     """Folder of the prepared corpus (see `remanence prepare`)."""
     protocol: Literal["published", "document"] = "published"
-    """How lanes read it: as endless streams, memory carried across documents (published), or document by document, each with a fresh memory."""
+    """How lanes read it: as endless streams, memory carried across documents (published), or document by document, each
+    with a fresh memory."""
 
 
 @dataclass(frozen=True)

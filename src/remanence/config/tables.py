@@ -1,7 +1,7 @@
 """Tables of a TOML file <-> frozen dataclasses, with errors that say which key, what was given and what is allowed.
 
-The types understood are those that TOML can write: int, float, bool, str, `Literal`, `tuple` of these, other dataclasses
-as sub-tables, and `| None`, which is written by leaving the key out (so None must then be the default).
+The types understood are those that TOML can write: int, float, bool, str, `Literal`, `tuple` of these, other
+dataclasses as sub-tables, and `| None`, which is written by leaving the key out (so None must then be the default).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Settings = TypeVar("Settings")
 
 
 @cache
-def annotations(kind: type) -> dict[str, Any]:
+def types_of(kind: type) -> dict[str, Any]:
     """The resolved type of every field of a dataclass, in order."""
     hints = get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
@@ -32,14 +32,14 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def read_table(kind: type[Settings], table: Any, where: str = "", default: Settings | None = None) -> Settings:
-    """An instance of the dataclass `kind` from a table; keys that are left out keep the value of `default` or the class.
+    """An instance of the dataclass `kind` from a table; what is left out keeps the value of `default` or the class.
 
     `where` is the dotted name of the table in errors ("" for the whole file). Raises InputError for an unknown key
     (naming the nearest valid one), a missing key and a value of the wrong type.
     """
     if not isinstance(table, Mapping):
         raise InputError(f"{where} is {_shown(table)}, but it must be a table of settings; write it as [{where}].")
-    known = annotations(kind)
+    known = types_of(kind)
     values: dict[str, Any] = {}
     for name, value in table.items():
         key = f"{where}.{name}" if where else name
@@ -81,7 +81,7 @@ def read_value(annotation: Any, value: Any, key: str, default: Any = None) -> An
     elif annotation is float:
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
-    elif annotation is Any or (isinstance(value, annotation) and isinstance(value, bool) == (annotation is bool)):
+    elif annotation is Any or (type(value) is annotation):
         return value
     raise wrong_type(key, value, annotation)
 
@@ -89,7 +89,7 @@ def read_value(annotation: Any, value: Any, key: str, default: Any = None) -> An
 def write_table(settings: Any) -> dict[str, Any]:
     """The table that `read_table` turns into an equal dataclass. None is left out, tuples become lists."""
     table: dict[str, Any] = {}
-    for name in annotations(type(settings)):
+    for name in types_of(type(settings)):
         value = getattr(settings, name)
         if value is None:
             continue

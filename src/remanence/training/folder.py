@@ -78,7 +78,8 @@ class RunFolder:
         """Make the folder with the recipe and the tokenizer in it, in one step. Raises InputError like `check_free`."""
         self.check_free()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        draft = self.path.with_name(f".{self.path.name}.part")
+        shutil.rmtree(draft, ignore_errors=True)
         try:
             (draft / "checkpoints").mkdir(parents=True)
             tokenizer.save(draft / "tokenizer")

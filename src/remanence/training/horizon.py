@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from remanence.data import Batch
 from remanence.memory import Memory
+from remanence.models import LanguageModel
 
 Read = Callable[..., tuple[Tensor, Any]]
 
@@ -31,14 +32,14 @@ class Horizon:
     """After the last segment, cut from the graph."""
 
 
-def read_segment(model: nn.Module, batch: Batch, memory: Memory) -> tuple[Tensor, Memory]:
+def read_segment(model: LanguageModel, batch: Batch, memory: Memory) -> tuple[Tensor, Memory]:
     """Sum of nats over the scored tokens of one segment, and the memory after it."""
     hidden, memory, _ = model(batch.tokens, memory, batch.starts, lengths=batch.lengths)
-    return model.head.loss(hidden, batch.targets).sum(), memory  # pyright: ignore[reportAttributeAccessIssue]
+    return model.head.loss(hidden, batch.targets).sum(), memory
 
 
 def accumulate_gradients(
-    model: nn.Module, batches: Sequence[Batch], memory: Memory, groups: int = 1, read: Read = read_segment
+    model: LanguageModel, batches: Sequence[Batch], memory: Memory, groups: int = 1, read: Read = read_segment
 ) -> Horizon:
     """Add the gradient of the mean loss over `batches`, consecutive segments of all lanes, to the parameters.
 

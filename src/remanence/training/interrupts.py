@@ -31,13 +31,15 @@ class Interrupts:
             self._before = {each: signal.signal(each, self._note) for each in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for each, handler in self._before.items():
             signal.signal(each, handler)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, the first signal raises `Interrupted` instead of waiting; for work that changes nothing that is saved."""
+        """Inside, the first signal raises `Interrupted` instead of waiting; for work that leaves nothing half-done."""
         if self.signal is not None:
             raise Interrupted
         self._at_once = True

@@ -7,11 +7,11 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from remanence.config import TrainingSettings
 from remanence.errors import InputError
@@ -50,7 +50,7 @@ class Journal:
         self._recent: deque[dict[str, Any]] = deque(maxlen=STEPS_TOLD)
         self._window_tokens, self._window_seconds, self._mark = 0, 0.0, time.perf_counter()
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Self:
         self._display.start()
         return self
 
@@ -111,7 +111,7 @@ class Journal:
 
     def diverged(self, what: str) -> Diverged:
         """The error to raise; what led to it is written down in the run's diverged.json."""
-        model: nn.Module = self.state.model
+        model = self.state.model
         last = self._recent[-1] if self._recent else {"step": self.state.progress.step, "learning_rate": math.nan}
         write_json(
             self.folder.diverged,
@@ -130,8 +130,8 @@ class Journal:
         kept = f"the checkpoint of step {self.saved_at:,} is kept" if self.saved_at else "no checkpoint was due before"
         return Diverged(
             f"{what} at step {last['step']:,}, with the learning rate {last['learning_rate']:g}; {kept}, and "
-            f"{self.folder.diverged} tells what led to it: lower training.learning_rate, raise training.warmup_steps or "
-            "set training.precision to float32 in a new run."
+            f"{self.folder.diverged} tells what led to it: lower training.learning_rate, raise training.warmup_steps "
+            "or set training.precision to float32 in a new run."
         )
 
     def _line(self) -> None:

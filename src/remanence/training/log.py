@@ -31,7 +31,7 @@ class JsonLines:
         """Take back what was written after `resumed_step`, and validations after the one that is known."""
         if path.exists():
             known = {"validation": validated_at}
-            kept = [each for each in read_log(path) if each["step"] <= known.get(each.get("kind"), resumed_step)]
+            kept = [each for each in read_log(path) if each["step"] <= known.get(str(each.get("kind")), resumed_step)]
             write_text(path, "".join(_line(record) for record in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
 

@@ -54,9 +54,9 @@ def load_run(
 ) -> Run:
     """Load the model of a run, with all that is needed to use it.
 
-    `which` is the checkpoint with the best validation, or the last one; a run that was never validated has only the last.
-    `dtype` casts the weights. Raises InputError when the folder holds no run, the run has no checkpoint yet, or the
-    checkpoint is damaged or of another recipe. Nothing in the folder is executed.
+    `which` is the checkpoint with the best validation, or the last one; a run that was never validated has no best, and
+    gives the last. `dtype` casts the weights. Raises InputError when the folder holds no run, the run has no checkpoint
+    yet, or the checkpoint is damaged or of another recipe. Nothing in the folder is executed.
     """
     run = RunFolder(Path(folder))
     recipe = run.read_recipe()

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from remanence.data import Batch, Lanes
 from remanence.memory import Distances, Memory
+from remanence.models import LanguageModel
 from remanence.training.checkpoint import Checkpoint
 from remanence.training.optimizer import optimizer_state, restore_optimizer
 from remanence.training.precision import Precision
@@ -52,7 +53,7 @@ class Progress:
 class State:
     """A run at one moment. What it holds is changed in place by training."""
 
-    model: nn.Module
+    model: LanguageModel
     optimizer: torch.optim.Optimizer
     lanes: Lanes
     memory: Memory
@@ -76,8 +77,8 @@ class State:
     @property
     def distances(self) -> Distances:
         """The largest distances that training has brought about so far: those the weights know."""
-        possible = self.model.distances()  # pyright: ignore[reportCallIssue]
-        reach, segment_length = self.progress.reach, self.model.config.segment_length  # pyright: ignore
+        possible = self.model.distances()
+        reach, segment_length = self.progress.reach, self.model.config.segment_length
         back = possible.back if possible.back is None else min(possible.back, reach + segment_length - 1)
         ahead = possible.ahead if possible.ahead is None else min(possible.ahead, max(reach, 1))
         return Distances(back=back, ahead=ahead)
@@ -127,7 +128,7 @@ class State:
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:
-    """The global generators that training draws from. (Lanes draw from the seed and the epoch alone.)"""
+    """The global generators that training draws from; lanes draw from the seed and the epoch alone."""
     states = {"generator/cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["generator/cuda"] = torch.cuda.get_rng_state(device)

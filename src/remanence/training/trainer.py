@@ -2,8 +2,9 @@
 
     horizon of segments -> gradients -> clip -> update -> log, validate, save
 
-Everything that decides the next step is in the `State`, and all of it in the checkpoint, so that a run that was stopped,
-however it was, ends with the weights of one that was not: bit for bit on a CPU with the same number of threads.
+Everything that decides the next step is in the `State`, and all of it in the checkpoint, so that a run that was
+stopped, however it was, ends with the weights of one that was not: bit for bit on a CPU with the same number of
+threads.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from remanence.data import Batch, Corpus, Lanes
 from remanence.errors import InputError
 from remanence.files import write_text
 from remanence.memory import Memory
-from remanence.models import build
+from remanence.models import LanguageModel, build
 from remanence.training.checkpoint import exists, open_checkpoint, save_checkpoint
 from remanence.training.description import about_run, check_same_run
 from remanence.training.device import choose_device
@@ -42,7 +43,7 @@ from remanence.training.state import State
 from remanence.training.units import unit_of
 from remanence.training.weights import count_parameters, weights
 
-Validate = Callable[[nn.Module], dict[str, Any]]
+Validate = Callable[[LanguageModel], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -122,17 +123,17 @@ class Trainer:
             precision=choose(settings.precision, device),
             device=device,
         )
-        self._read = torch.compile(self._read_segment, dynamic=False) if settings.compile else self._read_segment
+        self._read_segment = torch.compile(read_segment, dynamic=False) if settings.compile else read_segment
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> LanguageModel:
         return self.state.model
 
     def run(self) -> Result:
         """Train to the last step, or until Ctrl-C or SIGTERM, and save. Seeds torch's global generators.
 
-        Raises InputError when the run cannot be resumed and Diverged when the loss stops being finite, with what led to it
-        in the run's diverged.json; OSError when the disk is full. The checkpoint before is kept in every case.
+        Raises InputError when the run cannot be resumed and Diverged when the loss stops being finite, with what led to
+        it in the run's diverged.json; OSError when the disk is full. The checkpoint before is kept in every case.
         """
         torch.manual_seed(self.settings.seed)
         if not self.resume:
@@ -180,9 +181,9 @@ class Trainer:
         state.progress.step += 1
         journal.trained(rate, horizon.loss, norm, horizon.scored)
 
-    def _read_segment(self, model: nn.Module, batch: Batch, memory: Memory) -> tuple[Tensor, Memory]:
+    def _read(self, model: LanguageModel, batch: Batch, memory: Memory) -> tuple[Tensor, Memory]:
         with autocast(self.state.precision, self.state.device):
-            return read_segment(model, batch, memory)
+            return self._read_segment(model, batch, memory)
 
     def _is_due(self, every: int, last: bool) -> bool:
         return every > 0 and (last or self.state.progress.step % every == 0)
@@ -232,8 +233,8 @@ class Trainer:
         check_same_run(checkpoint.about["recipe"], self.recipe, str(checkpoint.folder))
         if checkpoint.about["corpus"]["fingerprint"] != self.corpus.fingerprint:
             raise InputError(
-                f"The corpus {self.corpus.folder} is not the one that {self.folder.path} was trained on; prepare that one "
-                "again, or start a new run in another folder."
+                f"The corpus {self.corpus.folder} is not the one that {self.folder.path} was trained on; prepare that "
+                "one again, or start a new run in another folder."
             )
         self.state.restore(checkpoint)
         # What may change between the parts of a run is from now on as it was given.

@@ -1,0 +1,106 @@
+"""Every recipe parses, builds, and is what it says it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from remanence.config import Recipe, load_recipe
+from remanence.config.recipe import table_of
+from remanence.models import build
+from remanence.training.weights import count_parameters
+
+RECIPES = sorted((Path(__file__).resolve().parent.parent / "recipes").glob("*.toml"))
+
+PUBLISHED = {
+    "lamemo-wikitext-103": 151_106_715,
+    "lamemo-enwik8": 41_055_948,
+    "lamemo-text8": 40_965_147,
+    "transformer-xl-wikitext-103": 151_107_538,
+    "transformer-xl-enwik8": 41_055_436,
+    "transformer-xl-text8": 40_964_635,
+}
+MODELS = ("lamemo", "transformer-xl", "transformer")
+SMALL = ("wikitext-2", "wiki2015", "books")
+
+
+def recipe(name: str) -> Recipe:
+    return load_recipe(RECIPES[0].parent / f"{name}.toml")
+
+
+def parameters(recipe: Recipe) -> int:
+    """How many the model has, without a byte for them."""
+    with torch.device("meta"):
+        return count_parameters(build(recipe.sized(recipe.model.vocab_size or 256).model, seed=0))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_parses_and_builds(path: Path) -> None:
+    made = load_recipe(path)
+    assert made.name == path.stem and made.description and made.data.corpus.startswith("data/")
+    assert parameters(made) > 0
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_how_its_corpus_is_prepared_and_how_it_is_run(path: Path) -> None:
+    comment = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    assert any(line.startswith("#   remanence prepare ") for line in comment)
+    assert f"#   remanence train recipes/{path.name}" in comment
+
+
+@pytest.mark.parametrize(("name", "count"), PUBLISHED.items())
+def test_the_published_models_have_the_published_number_of_parameters(name: str, count: int) -> None:
+    made = recipe(name)
+    assert parameters(made) == count
+    assert f"{count:,} parameters" in (RECIPES[0].parent / f"{name}.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_optimisation_is_as_published(name: str) -> None:
+    made = recipe(name)
+    training, lamemo, words = made.training, made.architecture == "lamemo", "wikitext" in name
+    expected = (250_000 if words else 50_000) if lamemo else (200_000 if words else 400_000)
+    assert training.steps == expected and training.lanes == ((64 if words else 40) if lamemo else (60 if words else 22))
+    assert (training.optimizer, training.learning_rate, training.betas, training.epsilon) == (
+        "adam",
+        2.5e-4,
+        (0.9, 0.999),
+        1e-8,
+    )
+    assert (training.schedule, training.warmup_steps, training.floor, training.weight_decay) == ("cosine", 0, 0.0, 0.0)
+    # LaMemo's script clips at 0.25 the gradient of half the loss.
+    assert training.clip_norm == (0.5 if lamemo else 0.25) and training.seed == 1111
+    assert made.model.dropout == 0.1 and made.model.memory_length == made.model.segment_length == (
+        150 if words else 512
+    )
+
+
+@pytest.mark.parametrize(("corpus", "lengths"), {"wikitext-103": (64, 640, 400), "enwik8": (80, 2100, 820)}.items())
+def test_transformer_xl_is_scored_as_published(corpus: str, lengths: tuple[int, int, int]) -> None:
+    evaluation = recipe(f"transformer-xl-{corpus}").evaluation
+    assert (evaluation.segment_length, evaluation.memory_length, evaluation.clamp_length) == lengths
+    assert evaluation.same_length
+
+
+@pytest.mark.parametrize("corpus", SMALL)
+def test_the_small_recipes_of_a_corpus_differ_in_the_model_alone(corpus: str) -> None:
+    tables = []
+    for model in MODELS:
+        table = table_of(dataclasses.replace(recipe(f"{model}-{corpus}"), name="", description=""))
+        for only in ("architecture", "memory_length", "position", "window", "interpolation_epsilon", "look_ahead_init"):
+            table["model"].pop(only, None)
+        table["model"].pop("memory_init", None)
+        tables.append(table)
+    assert tables[0] == tables[1] == tables[2]
+    with_memory = [recipe(f"{model}-{corpus}").model.memory_length for model in MODELS[:2]]
+    assert with_memory[0] == with_memory[1] > 0
+
+
+@pytest.mark.parametrize("corpus", SMALL)
+def test_the_small_models_are_of_one_size(corpus: str) -> None:
+    counts = [parameters(recipe(f"{model}-{corpus}")) for model in MODELS]
+    assert max(counts) < 20e6 and math.isclose(min(counts), max(counts), rel_tol=1e-3)
