@@ -61,6 +61,11 @@ def test_sub_words_are_told_in_perplexity_per_word() -> None:
     assert score.headline == "25.00 word perplexity"
 
 
+def test_line_ends_count_as_words_because_word_level_models_predict_them() -> None:
+    score = score_of("token", 12.0, 12, {"tokens": 12, "bytes": 40, "words": 6, "lines": 2})
+    assert score.word_perplexity == pytest.approx(math.exp(12 / 8))
+
+
 def test_tokens_that_were_not_scored_are_charged_at_the_mean() -> None:
     counts = {"tokens": 12, "bytes": 40, "words": 6}
     all_scored = score_of("token", 12 * 1.3, 12, counts)
