@@ -100,6 +100,28 @@ def test_pauses_change_nothing(generate: Callable[..., str], tmp_path: Path) -> 
     assert text == whole
 
 
+def test_a_stop_string_may_be_cut_by_a_pause(generate: Callable[..., str], tmp_path: Path) -> None:
+    memory, flags = tmp_path / "memory.safetensors", ["--prompt", PROMPT, "--seed", 1]
+    text = generate(*flags, "--max-tokens", 60)
+    stop = text[30:36]
+    for count in range(len(text[: text.index(stop)].encode()), len(text[: text.index(stop)].encode()) + 6):
+        shown = generate(*flags, "--stop", stop, "--max-tokens", count, "--memory-out", memory)
+        shown += generate("--memory-in", memory, "--max-tokens", 20)
+        assert shown == text[: text.index(stop)]
+
+
+def test_going_on_after_a_stop_string_needs_a_prompt(
+    run: Path, generate: Callable[..., str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    memory, text = tmp_path / "memory.safetensors", generate("--max-tokens", 30)
+    generate("--max-tokens", 30, "--stop", text[10], "--memory-out", memory)
+    assert main(["generate", str(run), "--memory-in", str(memory)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("remanence: warning: What was saved has ended at a stop string")
+    assert len(generate("--memory-in", memory, "--prompt", "and ", "--stop", "no such text", "--max-tokens", 5)) > 0
+
+
 def test_a_prompt_read_once_may_be_gone_on_from_many_times(generate: Callable[..., str], tmp_path: Path) -> None:
     memory = tmp_path / "memory.safetensors"
     assert generate("--prompt", PROMPT, "--max-tokens", 0, "--memory-out", memory) == ""

@@ -218,6 +218,19 @@ def test_a_stop_string_may_begin_before_the_pause_and_end_after_it(
         assert before + after == text[: text.index(stop)]
 
 
+def test_reading_nothing_changes_nothing(make_model: Callable, tokenizer: ByteTokenizer) -> None:
+    text, stop = stop_of(make_model, tokenizer)
+    session = begun(make_model(), tokenizer, stops=[stop])
+    shown = ""
+    for step in session.steps(60):
+        shown += step.pieces[0]
+        session.read("")
+        session.read_bytes([b"", b""])
+        session.read_ids([])
+    assert shown == text[: text.index(stop)]
+    assert session.ended
+
+
 def test_a_prompt_is_read_once_and_sampled_many_times(
     model: LanguageModel, tokenizer: ByteTokenizer, tmp_path: Path
 ) -> None:

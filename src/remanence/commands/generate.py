@@ -95,6 +95,8 @@ def main(argv: Sequence[str], prog: str) -> int:
     session = open_session(arguments, run)
     with _prompt(arguments) as prompt:
         session.read_bytes(_watched(prompt, session))
+    if session.ended:
+        print("remanence: warning: What was saved has ended at a stop string; give a prompt to go on.", file=sys.stderr)
     with Interrupts() as interrupts:
         try:
             _write(session, arguments, interrupts)

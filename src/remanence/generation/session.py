@@ -18,7 +18,6 @@ Shapes
 from __future__ import annotations
 
 import codecs
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,10 +122,12 @@ class Session:
         forgotten.
 
         Text may come in pieces cut anywhere: `read("ab")` and then `read("cd")` is `read("abcd")`. After drawing, all
-        samples read the same text, and a stop string that was met is forgiven.
+        samples read the same text, a stop string that was met is forgiven, and what was held back because one might
+        have begun is dropped (`finish` gives it).
         Raises InputError for characters the vocabulary lacks, and for several samples of which some have ended.
         """
-        self._listen()
+        if text:
+            self._listen()
         for begin in range(0, len(text), BLOCK):
             self._text += text[begin : begin + BLOCK]
             ready = settled(self._text, self.tokenizer)
@@ -140,9 +141,10 @@ class Session:
         A byte model reads the bytes as they are. Raises InputError where another one meets bytes that are not UTF-8.
         """
         if hasattr(self.tokenizer, "encode_bytes"):
-            self._listen()
             for block in blocks:
-                self._take(self.tokenizer.encode_bytes(block))
+                if block:
+                    self._listen()
+                    self._take(self.tokenizer.encode_bytes(block))
             return
         decoder, count = codecs.getincrementaldecoder("utf-8")(), 0
         try:
@@ -158,11 +160,17 @@ class Session:
 
     def read_ids(self, ids: Sequence[int] | np.ndarray | Tensor) -> None:
         """`read` for tokens. Raises InputError for ids outside the vocabulary."""
-        self._listen()
-        self._settle()
-        self._take(np.asarray(ids, dtype=np.int64))
+        if len(ids):
+            self._listen()
+            self._settle()
+            self._take(np.asarray(ids, dtype=np.int64))
 
     # Going on
+
+    @property
+    def ended(self) -> bool:
+        """Whether every sample has met a stop string, so that nothing is drawn until more text is read."""
+        return not self._running
 
     def step(self) -> Step | None:
         """Draw one token for every sample that still runs; None when all have ended.
@@ -299,9 +307,7 @@ class Session:
         self._text = str(state["text"])
         self._heard = [int(token) for token in state["heard"]]
         self._running = [int(sample) for sample in state["running"]]
-        self._decoders = [self.tokenizer.stream_decoder() for _ in state["decoders"]]
-        for decoder, saved in zip(self._decoders, state["decoders"], strict=True):
-            decoder.restore(saved)
+        self._decoders = [self._decoder(saved) for saved in state["decoders"]]
         self._filters = [StopFilter(self.stops, str(text["held"]), bool(text["stopped"])) for text in state["texts"]]
         self._generators = [storage.generator_from_text(text) for text in state["generators"]]
         if reseed and self._forked:
@@ -356,11 +362,16 @@ class Session:
             return
         lanes = torch.zeros(self.samples, dtype=torch.int64)
         self.memory, self._pending = self.memory[lanes.to(self._device)], self._pending[lanes]
-        self._decoders = [copy.deepcopy(self._decoders[0]) for _ in range(self.samples)]
+        self._decoders = [self._decoder(self._decoders[0].state()) for _ in range(self.samples)]
         self._filters = [StopFilter(self.stops) for _ in range(self.samples)]
         self._generators = _seeded(self.seed, self.samples)
         self._running = list(range(self.samples))
         self._forked = True
+
+    def _decoder(self, state: dict[str, Any]) -> Any:
+        decoder = self.tokenizer.stream_decoder()
+        decoder.restore(state)
+        return decoder
 
     def _feed(self, tokens: Tensor) -> tuple[Tensor, Memory]:
         """Read tokens (B, R) into the open segment, and close it when it is full."""
