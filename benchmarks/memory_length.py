@@ -1,8 +1,8 @@
-"""What memory buys on one text: several architectures under one recipe, scored with several memory lengths.
+"""What memory buys on one text: recipes that differ in the model alone, scored with several memory lengths.
 
-    python benchmarks/memory_length.py recipes/lamemo-books.toml --name books
+    python benchmarks/memory_length.py --name books --recipes recipes/*-books.toml
 
-trains every architecture with the same settings on the same tokens, scores the test split with each memory length (and
+trains every recipe, scores the test split with each memory length (and
 those beyond the trained one also without holding distances), and writes NAME.json, NAME.md and NAME.png to
 benchmarks/results/. Interrupted, it goes on where it was; runs that are finished are not trained again. What is not
 known here is taken for a setting of the recipe, such as --training.steps 2000.
@@ -25,13 +25,13 @@ import torch
 from rich.console import Console
 
 from remanence import __version__
-from remanence.analysis.compare import with_architecture
 from remanence.analysis.palette import model_colour, model_label, model_marker
 from remanence.commands.train import validation
 from remanence.config import Recipe, load_recipe
 from remanence.data import Corpus, Split
 from remanence.evaluation import Protocol, Score, evaluate
 from remanence.files import write_json, write_text, writing
+from remanence.models import ModelConfig
 from remanence.training import Run, Trainer, load_run
 from remanence.training.log import read_log
 
@@ -40,18 +40,15 @@ RESULTS = Path(__file__).parent / "results"
 
 def main() -> None:
     arguments, flags = parse()
-    recipe = load_recipe(arguments.recipe, flags)
-    corpus = Corpus.open(recipe.data.corpus)
-    recipe = recipe.sized(corpus.vocab_size)
-    findings = []
-    for architecture in arguments.architectures:
-        each = with_architecture(recipe, architecture)
-        run = trained(each, corpus, arguments.runs / arguments.name / architecture)
+    findings, recipes = [], [load_recipe(path, flags) for path in arguments.recipes]
+    corpus = Corpus.open(recipes[0].data.corpus)
+    recipes = [recipe.sized(corpus.vocab_size) for recipe in recipes]
+    check_alike(recipes)
+    for recipe in recipes:
+        run = trained(recipe, corpus, arguments.runs / arguments.name / recipe.architecture)
         findings.append(found(run, corpus, arguments.memory_lengths, arguments.lanes, arguments.test_tokens))
-    shown = {
-        **recipe_facts(recipe, corpus),
-        "command": f"python benchmarks/memory_length.py {shlex.join(sys.argv[1:])}",
-    }
+    command = f"python benchmarks/memory_length.py {shlex.join(sys.argv[1:])}"
+    shown = {**recipe_facts(recipes[0], corpus), "command": command}
     report = {"about": shown, "machine": machine(), "models": findings}
     write_json(RESULTS / f"{arguments.name}.json", report)
     write_text(RESULTS / f"{arguments.name}.md", page(arguments.name, report))
@@ -59,12 +56,20 @@ def main() -> None:
     print(page(arguments.name, report))
 
 
+def check_alike(recipes: Sequence[Recipe]) -> None:
+    """Nothing but the architecture, and what is an architecture's own, may differ."""
+    for recipe in recipes[1:]:
+        assert recipe.training == recipes[0].training and recipe.data == recipes[0].data, "the recipes train unlike"
+        for field in dataclasses.fields(ModelConfig):
+            mine, first = getattr(recipe.model, field.name), getattr(recipes[0].model, field.name)
+            assert mine == first, f"the recipes differ in model.{field.name}"
+
+
 def parse() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--recipes", type=Path, nargs="+", required=True)
     parser.add_argument("--name", required=True, help="of the result files and of the folder of runs")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--architectures", nargs="+", default=["lamemo", "transformer-xl", "transformer"])
     parser.add_argument("--memory-lengths", type=int, nargs="+", default=[0, 32, 64, 128, 256, 512])
     parser.add_argument("--lanes", type=int, default=16, help="lanes of the test")
     parser.add_argument("--test-tokens", type=int, default=0, help="score so many tokens of the test; 0 for all")
