@@ -11,6 +11,7 @@ Shapes
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Any, ClassVar, TypeVar
 import safetensors
 import torch
 from jaxtyping import Bool
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from remanence.errors import InputError
@@ -191,33 +192,39 @@ class Memory:
         try:
             memory = _rebuild(tensors, description, "")
             memory.check()
-        except (KeyError, TypeError, AttributeError, StopIteration, AssertionError) as error:
+        except InputError:
+            raise
+        except (LookupError, TypeError, AttributeError, StopIteration, ValueError) as error:
+            reason = str(error).partition("\n")[0]
             raise InputError(
-                f"The stored memory is incomplete or altered ({type(error).__name__}: {error}); use a file that was "
+                f"The stored memory is incomplete or altered ({type(error).__name__}: {reason}); use a file that was "
                 "saved whole."
             ) from None
         return memory
 
     def check(self) -> None:
-        """Assert that the tensors fit each other: one number of lanes, one number of slots."""
+        """Raise ValueError unless the tensors fit each other: one number of lanes, one number of slots."""
         lanes, length = self.lanes, self.length
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            role = field.metadata["role"]
-            for tensor in value if isinstance(value, tuple) else (value,):
-                if isinstance(tensor, Memory):
-                    assert tensor.lanes == lanes, f"{field.name} has {tensor.lanes} lanes, not {lanes}"
-                    tensor.check()
-                elif isinstance(tensor, Tensor) and role != "derived":
-                    assert tensor.shape[0] == lanes, f"{field.name} has {tensor.shape[0]} lanes, not {lanes}"
-                    assert role != "slot" or tensor.shape[1] == length, f"{field.name} has {tensor.shape[1]} slots"
+            for item in value if isinstance(value, tuple) else (value,):
+                if isinstance(item, Memory):
+                    item.check()
+                if isinstance(item, Tensor | Memory) and field.metadata["role"] != "derived":
+                    given = item.lanes if isinstance(item, Memory) else item.shape[0]
+                    if given != lanes:
+                        raise ValueError(f"{field.name} has {given} lanes, not {lanes}")
+                if isinstance(item, Tensor) and field.metadata["role"] == "slot" and item.shape[1] != length:
+                    raise ValueError(f"{field.name} has {item.shape[1]} slots, not {length}")
 
     def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
         """Write one safetensors file, whole or not at all, with `metadata` (anything JSON can hold) beside it."""
         tensors, description = self.state()
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         header = {"format": FORMAT, "memory": json.dumps(description), "metadata": json.dumps(dict(metadata or {}))}
+        header["sha256"] = _digest(header, tensors)
         with writing(path) as file:
-            file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=header))
+            file.write(save(tensors, metadata=header))
 
     # How it is built
 
@@ -285,24 +292,40 @@ def load_memory(path: str | Path) -> tuple[Memory, dict[str, Any]]:
     Nothing in the file is executed. Raises InputError when it is missing, cut short, altered or something else.
     """
     try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise InputError(f"{path} is not a memory file of this library; give a file that was saved as memory.")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # Read whole, so that nothing depends on the file afterwards.
+        content = Path(path).read_bytes()
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+        if header.get("format") != FORMAT:
+            raise InputError(f"{path} is not a memory file of this library; give a file that was saved as memory.")
+        if header["sha256"] != _digest(header, tensors):
+            raise ValueError("its contents do not have the hash that was saved with them")
         description, metadata = json.loads(header["memory"]), json.loads(header["metadata"])
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+        if not isinstance(metadata, dict):
+            raise ValueError("its metadata is no table")
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"There is no memory file {path}; check the path.") from None
+    except (safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is not a whole memory file ({error}); use a file that was saved as memory and not altered."
         ) from None
-    except FileNotFoundError:
-        raise InputError(f"There is no memory file {path}; check the path.") from None
     return Memory.from_state(tensors, description), metadata
 
 
+def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of everything in a memory file that decides what is loaded."""
+    digest = hashlib.sha256(f"{header['memory']}\n{header['metadata']}\n".encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _rebuild(tensors: Mapping[str, Tensor], description: Mapping[str, Any], prefix: str) -> Memory:
+    if not isinstance(description, Mapping):
+        raise TypeError("its description is no table")
     kind = description["kind"]
     if kind not in Memory.kinds:
         raise InputError(
@@ -321,6 +344,8 @@ def _rebuild(tensors: Mapping[str, Tensor], description: Mapping[str, Any], pref
             values[field.name] = _rebuild(tensors, told, f"{name}.")
         elif isinstance(told, Mapping):
             values[field.name] = Distances(**told)
+            if any(type(limit) is not int for limit in told.values() if limit is not None):
+                raise ValueError(f"{name} is {dict(told)}, but distances are whole numbers")
         elif field.metadata["role"] == "static" or told is None:
             values[field.name] = told
         else:

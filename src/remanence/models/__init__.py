@@ -56,8 +56,10 @@ def build(config: ModelConfig, seed: int | None = None) -> LanguageModel:
         config: of any architecture.
         seed: of the initial values; drawn from torch's global generator when left out.
     """
-    model = _MODELS[config.architecture](config)
     generator = torch.Generator()
     generator.manual_seed(int(torch.randint(2**63 - 1, ())) if seed is None else seed)
+    with torch.random.fork_rng(devices=[]):
+        # torch fills its layers from the global generator, which is the caller's, before we fill them again.
+        model = _MODELS[config.architecture](config)
     model.initialize(generator)
     return model

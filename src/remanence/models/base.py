@@ -245,6 +245,13 @@ class LanguageModel(nn.Module):
         """Sinusoids of distances, (P, D), dropped out once for all layers and directions."""
         return self._drop(sinusoids(distances, self.config.model_width, dtype))
 
+    def _table_rows(self, memory: Any, num_keys: int) -> int:
+        """How many distances an open segment keeps projected: enough for a whole segment, doubled when it is longer."""
+        tokens = self.config.segment_length
+        while memory.length + tokens < num_keys:
+            tokens *= 2
+        return memory.length + tokens
+
     @property
     def _attention_dropout(self) -> float:
         return self.config.attention_dropout if self.training else 0.0

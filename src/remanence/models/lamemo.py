@@ -176,7 +176,7 @@ class LaMemo(LanguageModel):
         num_keys = slots + new
         visible = visible_keys(memory.valid, 0, new, self.config.same_length)
         window = self._window(memory, lengths) if slots else None
-        rows = max(num_keys, slots + self.config.segment_length) if keep else num_keys
+        rows = self._table_rows(memory, num_keys) if keep else num_keys
         back, ahead = self._tables(rows, memory, window, embedded)
 
         # The joint stream: slots, then tokens. The last layer's slots would be read by nobody.
@@ -234,7 +234,7 @@ class LaMemo(LanguageModel):
         visible = visible_keys(memory.valid, memory.opened, new, self.config.same_length)
         tables = opened.tables
         if not tables or tables[0].shape[0] < num_keys:
-            tables, _ = self._tables(max(num_keys, memory.length + self.config.segment_length), memory, None, embedded)
+            tables, _ = self._tables(self._table_rows(memory, num_keys), memory, None, embedded)
         stream, contexts, logsums, kept, mass = embedded, [], [], [], []
         for number, layer in enumerate(self.layers):
             last = number == len(self.layers) - 1

@@ -171,7 +171,7 @@ class TransformerXL(LanguageModel):
             return ()
         if memory.opened and memory.segment.tables and memory.segment.tables[0].shape[0] >= num_keys:
             return memory.segment.tables
-        rows = max(num_keys, memory.length + self.config.segment_length) if keep else num_keys
+        rows = self._table_rows(memory, num_keys) if keep else num_keys
         distances = falling(rows, self._back_limit(memory.hold), like.device)
         codes = self._codes(distances, like.dtype)
         return tuple(layer.project_positions(codes) for layer in self.layers)

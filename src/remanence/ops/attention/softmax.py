@@ -42,7 +42,8 @@ class _MaskedSoftmax(torch.autograd.Function):
             # Any key gives log-sum = s_j - log p_j; the largest is the most exact, and cheaper than exponentials.
             logsum = scores.amax(-1) - weights.amax(-1).log()
         weights = weights.to(content.dtype)
-        ctx.save_for_backward(weights)
+        seen = None if visible is None or not with_logsum else visible.any(-1)[:, None]
+        ctx.save_for_backward(weights, seen)
         ctx.has_position = position is not None
         ctx.set_materialize_grads(False)
         return weights, logsum
@@ -50,7 +51,7 @@ class _MaskedSoftmax(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_weights: Tensor | None, grad_logsum: Tensor | None) -> Any:
-        (weights,) = ctx.saved_tensors
+        weights, seen = ctx.saved_tensors
         exact = torch.float64 if weights.dtype == torch.float64 else torch.float32
         if grad_weights is None:
             grad = torch.zeros_like(weights, dtype=exact)
@@ -58,7 +59,8 @@ class _MaskedSoftmax(torch.autograd.Function):
             grad = grad_weights.to(exact, copy=True)
             grad -= (grad * weights).sum(-1, keepdim=True)
         if grad_logsum is not None:
-            grad += grad_logsum[..., None]
+            # Of a row that sees nothing the log-sum is a constant.
+            grad += (grad_logsum if seen is None else grad_logsum * seen)[..., None]
         grad *= weights
         grad = grad.to(weights.dtype)
         return grad, grad if ctx.has_position else None, None, None

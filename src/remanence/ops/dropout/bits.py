@@ -34,7 +34,7 @@ def random_mask(shape: torch.Size, rate: float) -> Tensor:
     """Booleans, each False with probability `rate` (to within 1/65536), from the global CPU generator."""
     count = shape.numel()
     words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None)
-    threshold = round(rate * LEVELS) - LEVELS // 2
+    threshold = min(round(rate * LEVELS), LEVELS - 1) - LEVELS // 2
     return (words.view(torch.int16)[:count] >= threshold).view(shape)
 
 
