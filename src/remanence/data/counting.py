@@ -33,7 +33,7 @@ def count(data: bytes, documents: np.ndarray | None = None, before: bytes = b"")
     if not len(block):
         return dict(NOTHING)
     before = before[-3:]
-    space = _space(before + data if before else data)
+    space = white_space(before + data if before else data)
     was_space = np.empty(len(block), bool)
     was_space[1:] = space[len(before) : -1]
     was_space[0] = space[len(before) - 1] if before else True
@@ -47,7 +47,7 @@ def count(data: bytes, documents: np.ndarray | None = None, before: bytes = b"")
     }
 
 
-def _space(data: bytes) -> np.ndarray:
+def white_space(data: bytes) -> np.ndarray:
     """True at every byte of a white-space character."""
     block = np.frombuffer(data, np.uint8)
     kind = _KIND[block]

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from remanence.data.counting import count
+from remanence.data.counting import count, white_space
 from remanence.data.spool import Part, Spool, character_start
 from remanence.data.tokenizers import Tokenizer
 from remanence.data.tokenizers.byte import ByteTokenizer
@@ -252,17 +252,20 @@ def write_split(
 
 
 def _good_cut(spool: Spool, target: int, end: int) -> int:
-    """A place at or after `target` over which no tokenizer looks: after a lone newline, else before a lone space."""
-    window = spool.read(target, min(target + _REACH, end - 1) + 1)
+    """A place at or after `target` over which no tokenizer looks: after a lone newline, else before a lone space.
+
+    Where there is neither close by, before any white space, else between two characters.
+    """
+    target = character_start(spool, target)
+    window = spool.read(target, min(target + _REACH, end))
     block = np.frombuffer(window, np.uint8)
-    space = np.isin(block, (9, 10, 11, 12, 13, 28, 29, 30, 31, 32))
-    # Multi-byte characters may be white space too, so both neighbours must be ASCII.
-    plain = ~space & (block < 128)
-    alone = np.flatnonzero(plain[:-2] & space[1:-1] & plain[2:]) + 1
-    newlines = alone[block[alone] == 10]
-    spaces = alone[block[alone] == 32]
+    space = white_space(window)
+    # White space may be cut by the end of the window, and is up to three bytes long.
+    alone = np.flatnonzero(~space[:-5] & space[1:-4] & ~space[2:-3]) + 1
+    newlines, blanks = alone[block[alone] == 10], alone[block[alone] == 32]
     if len(newlines):
         return target + int(newlines[0]) + 1
-    if len(spaces):
-        return target + int(spaces[0])
-    return character_start(spool, target)
+    if len(blanks):
+        return target + int(blanks[0])
+    any_space = np.flatnonzero(~space[:-4] & space[1:-3]) + 1
+    return target + int(any_space[0]) if len(any_space) else target

@@ -68,7 +68,7 @@ def fetch(remote: Remote, cache: Path, advance: Callable[[int], None] = lambda s
     part = path.with_name(path.name + ".part")
     reasons = []
     for url in remote.urls:
-        host = urllib.parse.urlsplit(url).netloc.rpartition("@")[2]
+        host = urllib.parse.urlsplit(url).netloc
         try:
             _download(url, part, remote.size, advance)
         except _Failed as error:
@@ -97,7 +97,7 @@ def fetch_json(url: str) -> Any:
                 return json.loads(response.read())
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = _reason(error)
-    host = urllib.parse.urlsplit(url).netloc.rpartition("@")[2]
+    host = urllib.parse.urlsplit(url).netloc
     raise InputError(
         f"The list of files at {host} could not be fetched ({reason}); try again later, or fetch the files by other "
         "means and name their folder with --from."

@@ -211,6 +211,11 @@ class _Job:
     ) -> tuple[Tokenizer, dict[str, Any]]:
         drop = b"\n" if self.settings.legacy_newlines else b""
         tokenizer = self.ready or make_tokenizer(self.kind, parts, crew, self.settings, drop, self.known is None, bar)
+        if self.kind == "bpe" and tokenizer.vocab_size < (self.settings.vocab_size or 0):
+            self.say(
+                f"The training text has no more than {tokenizer.vocab_size} sub-words that occur twice, so the "
+                f"vocabulary is smaller than the {self.settings.vocab_size} that were asked for."
+            )
         tokenizer.save(folder / "tokenizer")
         dtype = token_type(tokenizer.vocab_size)
         bar.stage("Encoding", sum(map(len, parts.values())))
@@ -347,7 +352,7 @@ def _already(
     if overwrite:
         return None
     corpus = _existing(out)
-    mine, theirs = settings.json(), corpus.manifest.get("settings", {})
+    mine, theirs = _comparable(settings.json()), _comparable(corpus.manifest.get("settings", {}))
     for key, value in mine.items():
         if theirs.get(key) != value:
             raise InputError(
@@ -361,7 +366,7 @@ def _already(
         sourced = known.sources(None, Path(), None, lambda size: None)
     if any(source.path is None for _, source in sourced):
         return None
-    listed = [(where, source.name, hash_source(source)) for where, source in sourced]
+    listed = [(where, hash_source(source)) for where, source in sourced]
     return _compare(out, {"sha256": _digest(listed)}, say)
 
 
@@ -393,15 +398,23 @@ def _records(spools: dict[str, Spool]) -> dict[str, Any]:
     return {
         "files": len(readings),
         "bytes": sum(reading.bytes for _, reading in readings),
-        "sha256": _digest([(where, reading.source.name, reading.sha256) for where, reading in readings]),
+        "sha256": _digest([(where, reading.sha256) for where, reading in readings]),
         "first": [reading.record() for _, reading in readings[:LISTED]],
     }
 
 
-def _digest(listed: list[tuple[str, str, str]]) -> str:
+def _digest(listed: list[tuple[str, str]]) -> str:
+    """Of the contents of all sources in order, whatever their names."""
     order = {where: index for index, where in enumerate(("all", *SPLITS))}
     ordered = sorted(listed, key=lambda entry: order[entry[0]])
-    return hashlib.sha256(json.dumps(ordered).encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256(json.dumps(ordered).encode()).hexdigest()
+
+
+def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without the names of files, whose contents are what counts."""
+    names = {"inputs": None, "tokenizer": "given" if settings.get("tokenizer_fingerprint") else settings["tokenizer"]}
+    shares = {key: "files" if isinstance(settings[key], list) else settings[key] for key in ("validation", "test")}
+    return settings | names | shares
 
 
 def _tokenizer(given: str | Path | None, known: Published | None) -> tuple[str, str, Tokenizer | None]:
@@ -443,8 +456,8 @@ def _check_options(
         raise InputError(f"--from is for published corpora ({', '.join(PUBLISHED)}); name files as inputs instead.")
     if known is None and mirror is not None:
         raise InputError(f"--mirror is for published corpora ({', '.join(PUBLISHED)}); leave it out.")
-    if mirror is not None and not mirror.startswith(("http://", "https://")):
-        raise InputError(f"The mirror {mirror} is not an http or https address; give one.")
+    if mirror is not None and (not mirror.startswith(("http://", "https://")) or "@" in mirror):
+        raise InputError("The mirror must be an http or https address without a password in it; give such a one.")
     if legacy_newlines and (known is None or known.name != "enwik8"):
         raise InputError("--legacy-newlines is how published work prepared enwik8; leave it out for other text.")
     if vocab_size is not None and vocab_size < 1:
@@ -456,9 +469,7 @@ def _check_options(
     if documents not in (None, "file", "separator", "none"):
         raise InputError(f'Documents can be told apart by "file", by "separator" or by "none", not by {documents!r}.')
     if separator is not None and (not separator or "\n" in separator):
-        raise InputError(
-            "The separator is what stands alone on a line between documents; give some text without a newline."
-        )
+        raise InputError("The separator stands alone on a line between documents; give some text without a newline.")
     if separator is not None and documents not in (None, "separator"):
         raise InputError(f'A separator has no effect with documents by "{documents}"; leave one of the two out.')
 
@@ -467,9 +478,7 @@ def _check_settings(settings: Settings, kind: str, ready: Tokenizer | None) -> N
     if settings.vocab_size is not None and (ready is not None or kind not in ("word", "bpe")):
         raise InputError(f"A vocabulary size has no effect with the tokenizer {settings.tokenizer}; leave it out.")
     if kind == "bpe" and ready is None and settings.vocab_size is None:
-        raise InputError(
-            "A BPE tokenizer needs to know the size of its vocabulary; give --vocab-size, for instance 16384."
-        )
+        raise InputError("The tokenizer bpe needs the size of its vocabulary; give --vocab-size, for instance 16384.")
     if settings.min_count > 1 and (ready is not None or kind != "word"):
         raise InputError("A least count is for the tokenizer word; leave it out.")
     held_out = sum(share for share in (settings.validation, settings.test) if isinstance(share, float))
@@ -512,9 +521,7 @@ def _name(given: list[str | Path]) -> str:
     first = str(given[0]) if given else ""
     if first == STDIN:
         return "stdin"
-    path = Path(first)
-    while any(letter in path.name for letter in "*?[") or path.name in ("", ".", ".."):
-        if path.parent == path:
-            return "text"
-        path = path.parent if path.name not in (".", "..") else path.resolve()
+    path = Path(first).absolute()
+    while any(letter in path.name for letter in "*?[") or path.name == "..":
+        path = path.parent if path.name != ".." else path.resolve()
     return path.name.lstrip(".").split(".")[0] or "text"

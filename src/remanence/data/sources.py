@@ -180,7 +180,14 @@ class _Pipe:
 
     def drain(self) -> Iterator[bytes]:
         """What the thread has read, as it comes."""
-        while (block := self._blocks.get()) is not None:
+        while True:
+            try:
+                block = self._blocks.get(timeout=0.1)
+            except queue.Empty:
+                assert not self._stop.is_set(), "blocks of a source are taken before the next source is asked for"
+                continue
+            if block is None:
+                return
             if isinstance(block, BaseException):
                 raise block
             yield block
@@ -212,8 +219,9 @@ class _Text:
         self._raw = _Hashing(raw, self.advance)
         try:
             self._stream = self._decompressed(source)
-        except _BROKEN as error:
-            raise self._damaged(error) from None
+        except BaseException as error:
+            self.close()
+            raise self._damaged(error) if isinstance(error, _BROKEN) else error from None
 
     def read(self) -> bytes:
         try:
@@ -221,7 +229,9 @@ class _Text:
         except _BROKEN as error:
             raise self._damaged(error) from None
         except Exception as error:
-            if type(error).__module__.split(".")[0] in ("zstandard", "compression"):
+            # bz2 raises OSError without a number, and the makers of Zstandard errors may not be installed.
+            unnumbered = isinstance(error, OSError) and error.errno is None
+            if unnumbered or type(error).__module__.split(".")[0] in ("zstandard", "compression"):
                 raise self._damaged(error) from None
             raise
         self.reading.bytes += len(block)
@@ -295,7 +305,7 @@ class _Hashing:
         return getattr(self._file, name)
 
 
-def _open_zstandard(raw: Any, source: Source) -> IO[bytes]:
+def _open_zstandard(raw: Any, source: Source) -> Any:
     try:
         from compression import zstd  # type: ignore[import-not-found]  # Python 3.14
     except ImportError:
@@ -309,7 +319,37 @@ def _open_zstandard(raw: Any, source: Source) -> IO[bytes]:
             f"{source.name} is compressed with Zstandard, which this Python cannot read; "
             "install `remanence[zstd]` or decompress it first."
         ) from None
-    return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)  # type: ignore[return-value]
+    return _Zstandard(raw, zstandard.ZstdDecompressor)
+
+
+class _Zstandard:
+    """Zstandard frames one after the other; unlike the library's own reader it minds a frame that is cut short."""
+
+    _FED = 1 << 12
+    """Bytes unpacked at once: few, since each may stand for very many."""
+
+    def __init__(self, raw: Any, decompressor: Callable[[], Any]) -> None:
+        self._raw = raw
+        self._new = lambda: decompressor().decompressobj()
+        self._frame: Any = None
+        self._left = b""
+
+    def read(self, size: int) -> bytes:
+        pieces, have = [], 0
+        while have < size:
+            packed = self._left or self._raw.read(self._FED)
+            self._left = b""
+            if not packed:
+                if self._frame is not None:
+                    raise EOFError("it ended before the end of its last frame")
+                break
+            self._frame = self._frame or self._new()
+            pieces.append(self._frame.decompress(packed))
+            have += len(pieces[-1])
+            if self._frame.eof:
+                self._left = self._frame.unused_data
+                self._frame = None
+        return b"".join(pieces)
 
 
 def _files_in(folder: Path, left_out: Collection[str] = ()) -> list[Path]:

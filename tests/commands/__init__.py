@@ -1,0 +1,1 @@
+"""Tests of the sub-commands as a user calls them."""
