@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from rich.console import Console
 
 from remanence.config import Recipe, load_recipe
 from remanence.data.prepare import prepare
@@ -118,3 +121,10 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(run: Path, make_re
     shutil.rmtree(run / "checkpoints")
     assert train(make_recipe(steps=4), run, resume=True).run().steps == 4
     assert open_checkpoint(run / "checkpoints" / "last").about["files"]["model.safetensors"] == before
+
+
+def test_another_machine_is_told_to_be_inexact(run: Path, make_recipe: Make, train: Train) -> None:
+    torch.set_num_threads(2)
+    shown = io.StringIO()
+    train(make_recipe(steps=4), run, resume=True, console=Console(file=shown, width=200)).run()
+    assert "threads was 1 and is now 2: the run goes on, but to rounding, not bit for bit" in shown.getvalue()

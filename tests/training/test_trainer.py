@@ -145,6 +145,16 @@ def test_a_signal_during_validation_stops_it_and_it_is_made_up_for(
     assert_same_end(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_a_signal_during_the_last_step_leaves_the_last_validation_to_be_made(
+    make_recipe: Make, train: Train, validate: Validate, tmp_path: Path
+) -> None:
+    recipe = make_recipe(validate_every=5)
+    train(recipe, tmp_path / "whole", validate=validate).run()
+    assert stop_after(train(recipe, tmp_path / "cut", validate=validate), 12).interrupted
+    assert not train(recipe, tmp_path / "cut", validate=validate, resume=True).run().interrupted
+    assert records(tmp_path / "whole") == records(tmp_path / "cut")
+
+
 def test_validating_changes_nothing_in_training(
     make_recipe: Make, train: Train, validate: Validate, tmp_path: Path
 ) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -13,14 +14,15 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from remanence.config import TrainingSettings
+from remanence.config import Recipe, TrainingSettings
 from remanence.errors import InputError
 from remanence.files import write_json
 from remanence.training.folder import RunFolder
 from remanence.training.log import JsonLines, Sink, TensorBoard
-from remanence.training.progress import Display
+from remanence.training.progress import Display, duration
 from remanence.training.state import State
 from remanence.training.units import Unit
+from remanence.training.weights import count_parameters, weights
 
 STEPS_UNREAD = 10
 """A GPU computes on its own; its losses are read so many at a time, so that it seldom waits for us."""
@@ -59,6 +61,40 @@ class Journal:
         for sink in self._sinks:
             sink.close()
 
+    def began(self, recipe: Recipe, corpus: str, resumed: bool, elsewhere: Sequence[str] = ()) -> None:
+        """Training begins, or goes on; `elsewhere` is what is different from where it was begun."""
+        state, parameters = self.state, count_parameters(self.state.model)
+        self.write(
+            "resume" if resumed else "start",
+            recipe=recipe.name,
+            architecture=recipe.architecture,
+            parameters=parameters,
+            corpus=corpus,
+            unit=self.unit.name,
+            precision=state.precision,
+            **state.machine,
+        )
+        self.say(
+            f"{recipe.name}: {recipe.architecture}, {parameters:,} parameters, on {corpus}; {state.precision} on "
+            f"{state.device}; {self.folder.path}" + (f"; resumed at step {state.progress.step:,}" if resumed else "")
+        )
+        if elsewhere:
+            self.say(f"{'; '.join(elsewhere)}: the run goes on, but to rounding, not bit for bit")
+
+    def ended(self, number: int | None) -> None:
+        """Training is done, or the signal of that number stopped it; everything has been saved."""
+        progress, path = self.state.progress, self.folder.path
+        if number is None:
+            self.write("end", seconds=round(progress.seconds, 3), tokens=progress.tokens)
+            self.say(f"{progress.step:,} steps in {duration(progress.seconds)}; the run is in {path}")
+        else:
+            self.write("stop", signal=signal.Signals(number).name)
+            self.say(
+                f"Stopped at step {progress.step:,} of {self.settings.steps:,} and saved; go on with: "
+                f"remanence train {path} --resume"
+            )
+        self.sync()
+
     def write(self, kind: str, **values: Any) -> None:
         """A record for the log."""
         for sink in self._sinks:
@@ -79,6 +115,13 @@ class Journal:
         if progress.step % self.settings.log_every == 0:
             self._line()
         self._display.step(progress.step)
+
+    def validated(self, measured: dict[str, Any], better: bool) -> None:
+        """A validation was made; `better` than all before."""
+        self.write("validation", **measured)
+        told = measured.get("headline") or self.unit.text(measured["nats_per_token"])
+        step = self.state.progress.step
+        self.say(f"step {step:,}: validation {told}{', the best so far' if better else ''}")
 
     def read_losses(self) -> None:
         """Bring losses and gradient norms from the device. Raises Diverged where one is not finite."""
@@ -104,6 +147,12 @@ class Journal:
         finally:
             self._display.doing("training")
             self._mark = time.perf_counter()
+
+    def check_weights(self) -> None:
+        """Raise Diverged when a weight is not finite: such a one must not replace a good checkpoint."""
+        for name, tensor in weights(self.state.model).items():
+            if not _finite(tensor):
+                raise self.diverged(f"The weight {name} is no finite number any more")
 
     def sync(self) -> None:
         """Bring the log to the disk, before a checkpoint that relies on it."""

@@ -14,8 +14,8 @@ from remanence.data import Tokenizer, load_tokenizer
 from remanence.memory import Distances
 from remanence.models import LanguageModel, build
 from remanence.training.checkpoint import exists, open_checkpoint
-from remanence.training.description import check_same_run
 from remanence.training.folder import RunFolder
+from remanence.training.identity import check_same_run
 from remanence.training.weights import fingerprint, load_weights
 
 

@@ -102,8 +102,14 @@ class State:
             "lanes": self.lanes.state(),
             "memory": self.memory.state()[1],
             "precision": self.precision,
+            "machine": self.machine,
             "progress": dataclasses.asdict(self.progress),
         }
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What the rounding of numbers depends on beside the run itself."""
+        return {"torch": torch.__version__, "device": self.device.type, "threads": torch.get_num_threads()}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Become what was saved. Raises InputError when the checkpoint is damaged or of another model."""

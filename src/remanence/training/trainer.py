@@ -9,10 +9,8 @@ threads.
 
 from __future__ import annotations
 
-import signal
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,51 +18,27 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from remanence.config import Recipe, SettingWarning, dump_recipe
+from remanence.config import Recipe, SettingWarning
 from remanence.config.recipe import table_of
 from remanence.data import Batch, Corpus, Lanes
-from remanence.errors import InputError
-from remanence.files import write_text
 from remanence.memory import Memory
 from remanence.models import LanguageModel, build
-from remanence.training.checkpoint import exists, open_checkpoint, save_checkpoint
-from remanence.training.description import about_run, check_same_run
 from remanence.training.device import choose_device
 from remanence.training.folder import RunFolder
 from remanence.training.horizon import accumulate_gradients, read_segment
+from remanence.training.identity import check_same_run
 from remanence.training.interrupts import Interrupted, Interrupts
 from remanence.training.journal import Journal
+from remanence.training.keeper import Keeper
 from remanence.training.log import TensorBoard
 from remanence.training.optimizer import build_optimizer
 from remanence.training.precision import autocast, choose
-from remanence.training.progress import duration
+from remanence.training.result import Result
 from remanence.training.schedule import learning_rate
 from remanence.training.state import State
 from remanence.training.units import unit_of
-from remanence.training.weights import count_parameters, weights
 
 Validate = Callable[[LanguageModel], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended."""
-
-    steps: int
-    """Updates made, those before a resumption included."""
-    seconds: float
-    """Spent on training steps, without validation and saving."""
-    losses: list[tuple[int, float]]
-    """(step, mean training loss in nats per token since the entry before)."""
-    best: dict[str, Any] | None
-    """What the validation with the lowest loss gave, and its "step"; None without validation."""
-    folder: Path
-    signal: int | None = None
-    """The signal that ended the run before its last step."""
-
-    @property
-    def interrupted(self) -> bool:
-        return self.signal is not None
 
 
 class Trainer:
@@ -123,6 +97,7 @@ class Trainer:
             precision=choose(settings.precision, device),
             device=device,
         )
+        self.keeper = Keeper(self.folder, recipe, corpus, self.state)
         self._read_segment = torch.compile(read_segment, dynamic=False) if settings.compile else read_segment
 
     @property
@@ -140,14 +115,25 @@ class Trainer:
             self.folder.create(self.recipe, self.corpus.tokenizer)
         unit = unit_of(self.corpus.unit, self.state.lanes.split.counts)
         with self.folder.locked(), Interrupts() as interrupts:
-            if self.resume:
-                self._restore()
+            elsewhere = self.keeper.restore() if self.resume else []
             with Journal(self.folder, self.settings, self.state, unit, self.console) as journal:
-                self._announce(journal)
-                self._loop(journal, interrupts)
-                return self._finish(journal, interrupts.signal)
+                journal.began(self.recipe, self.corpus.name, self.resume, elsewhere)
+                finished = self._loop(journal, interrupts)
+                if not finished and self.state.progress.step > journal.saved_at:
+                    self._save(journal)
+                journal.ended(None if finished else interrupts.signal)
+        progress = self.state.progress
+        return Result(
+            steps=progress.step,
+            seconds=progress.seconds,
+            losses=progress.losses,
+            best=progress.best,
+            folder=self.folder.path,
+            signal=None if finished else interrupts.signal,
+        )
 
-    def _loop(self, journal: Journal, interrupts: Interrupts) -> None:
+    def _loop(self, journal: Journal, interrupts: Interrupts) -> bool:
+        """Train, validate and save until the last step is done (True) or a signal arrives (False)."""
         settings, progress = self.settings, self.state.progress
         while interrupts.signal is None:
             last = progress.step >= settings.steps
@@ -156,13 +142,14 @@ class Trainer:
                     with interrupts.at_once():
                         measured = self._validate(journal, self.validate)
                 except Interrupted:
-                    return
+                    return False
                 self._judge(journal, measured)
             if progress.step > journal.saved_at and (last or self._is_due(settings.save_every, last)):
                 self._save(journal)
             if last:
-                return
+                return True
             self._step(journal)
+        return False
 
     def _step(self, journal: Journal) -> None:
         """One update of the weights."""
@@ -199,86 +186,19 @@ class Trainer:
                 self.model.train()
 
     def _judge(self, journal: Journal, measured: dict[str, Any]) -> None:
-        """Log a validation, and keep the weights when it is the best so far."""
+        """Keep the weights when the validation is the best so far."""
         progress = self.state.progress
-        journal.write("validation", **measured)
         progress.validated_at = progress.step
         better = progress.best is None or measured["nats_per_token"] < progress.best["nats_per_token"]
+        journal.validated(measured, better)
         if better:
             progress.best = {"step": progress.step, **measured}
             with journal.aside("saving"):
-                save_checkpoint(self.folder.best, {"model": weights(self.model)}, self._about())
-        told = measured.get("headline") or journal.unit.text(measured["nats_per_token"])
-        journal.say(f"step {progress.step:,}: validation {told}{', the best so far' if better else ''}")
+                self.keeper.save_best()
 
     def _save(self, journal: Journal) -> None:
         with journal.aside("saving"):
-            for name, tensor in weights(self.model).items():
-                if not bool(torch.isfinite(tensor).all()):
-                    raise journal.diverged(f"The weight {name} is no finite number any more")
+            journal.check_weights()
             journal.sync()
-            about = {**self._about(), "resumption": self.state.description()}
-            save_checkpoint(self.folder.last, self.state.parts(), about)
+            self.keeper.save_last()
             journal.saved_at = self.state.progress.step
-
-    def _about(self) -> dict[str, Any]:
-        progress = self.state.progress
-        return about_run(self.recipe, self.corpus, self.state.distances, progress.step, progress.best)
-
-    def _restore(self) -> None:
-        """Become what the last checkpoint was; a run that was killed before the first begins anew."""
-        if not exists(self.folder.last):
-            return
-        checkpoint = open_checkpoint(self.folder.last)
-        check_same_run(checkpoint.about["recipe"], self.recipe, str(checkpoint.folder))
-        if checkpoint.about["corpus"]["fingerprint"] != self.corpus.fingerprint:
-            raise InputError(
-                f"The corpus {self.corpus.folder} is not the one that {self.folder.path} was trained on; prepare that "
-                "one again, or start a new run in another folder."
-            )
-        self.state.restore(checkpoint)
-        # What may change between the parts of a run is from now on as it was given.
-        write_text(self.folder.recipe, dump_recipe(self.recipe))
-
-    def _announce(self, journal: Journal) -> None:
-        parameters, state = count_parameters(self.model), self.state
-        journal.write(
-            "resume" if self.resume else "start",
-            recipe=self.recipe.name,
-            architecture=self.recipe.architecture,
-            parameters=parameters,
-            corpus=self.corpus.name,
-            unit=journal.unit.name,
-            device=str(state.device),
-            precision=state.precision,
-            threads=torch.get_num_threads(),
-        )
-        journal.say(
-            f"{self.recipe.name}: {self.recipe.architecture}, {parameters:,} parameters, on {self.corpus.name}; "
-            f"{state.precision} on {state.device}; {self.folder.path}"
-            + (f"; resumed at step {state.progress.step:,}" if self.resume else "")
-        )
-
-    def _finish(self, journal: Journal, number: int | None) -> Result:
-        progress = self.state.progress
-        stopped = progress.step < self.settings.steps
-        if progress.step > journal.saved_at:
-            self._save(journal)
-        if stopped and number is not None:
-            journal.write("stop", signal=signal.Signals(number).name)
-            journal.say(
-                f"Stopped at step {progress.step:,} of {self.settings.steps:,} and saved; go on with: "
-                f"remanence train {self.folder.path} --resume"
-            )
-        else:
-            journal.write("end", seconds=round(progress.seconds, 3), tokens=progress.tokens)
-            journal.say(f"{progress.step:,} steps in {duration(progress.seconds)}; the run is in {self.folder.path}")
-        journal.sync()
-        return Result(
-            progress.step,
-            progress.seconds,
-            progress.losses,
-            progress.best,
-            self.folder.path,
-            number if stopped else None,
-        )

@@ -1,18 +1,14 @@
-"""What a checkpoint says of its run beside the tensors, and whether two descriptions are of the same run."""
+"""Whether two recipes are of the same run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from remanence.config import Recipe
 from remanence.config.recipe import table_of
 from remanence.config.tables import differences
-from remanence.data import Corpus
 from remanence.errors import InputError
-from remanence.memory import Distances
 
 MAY_CHANGE = (
     "description",
@@ -30,24 +26,6 @@ MAY_CHANGE = (
 may have moved; that it is the same text is checked by its fingerprint."""
 OPEN_ENDED = ("constant", "inverse-sqrt")
 """Schedules that do not look at the number of steps, so that a run may be made longer."""
-
-
-def about_run(recipe: Recipe, corpus: Corpus, distances: Distances, step: int, best: Mapping[str, Any] | None) -> dict:
-    """All that is needed to use the weights without the corpus at hand."""
-    return {
-        "step": step,
-        "recipe": table_of(recipe),
-        "corpus": {
-            "name": corpus.name,
-            "unit": corpus.unit,
-            "fingerprint": corpus.fingerprint,
-            "vocab_size": corpus.vocab_size,
-            "counts": {name: dict(corpus.split(name).counts) for name in corpus.splits},
-        },
-        "distances": {"back": distances.back, "ahead": distances.ahead},
-        "best": None if best is None else dict(best),
-        "torch": torch.__version__,
-    }
 
 
 def check_same_run(found: Mapping[str, Any], given: Recipe, where: str) -> None:
