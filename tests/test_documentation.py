@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -27,6 +28,40 @@ def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "nats per byte" in done.stdout
+
+
+def test_the_tutorial_can_be_followed_to_its_end(tmp_path: Path) -> None:
+    """Every command and every piece of Python, in order, on a small text and with few steps."""
+    page = ROOT / "docs" / "tutorial.md"
+    recipe, steps = re.subn(r"^steps = .*$", "steps = 4", blocks(page, "toml")[0], flags=re.MULTILINE)
+    assert steps == 1
+    (tmp_path / "first.toml").write_text(re.sub(r"^warmup_steps = .*$\n", "", recipe, flags=re.MULTILINE))
+    source = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
+    for number in range(12):
+        (tmp_path / f"text{number}.py").write_text(source)
+    text = page.read_text(encoding="utf-8")
+    shown = re.findall(
+        r"^(?:\$ |    )((?:cat [^\n]*\| )?remanence [^\n]*)$|^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL
+    )
+    assert len(shown) > 10
+    # In one process, because importing torch for each of them would take most of the time.
+    follow = """
+import json, shlex, sys
+from remanence.cli import main
+for command, code in json.load(open("shown.json")):
+    if code:
+        exec(compile(code, "tutorial", "exec"), {})
+        continue
+    if command.startswith("cat "):
+        sys.stdin, command = open("text0.py"), command.split("| ")[1]
+    print("$", command, file=sys.stderr)
+    if "prepare" in command:
+        command = "remanence prepare text*.py --name python-stdlib --validation 0.2 --test 0.2"
+    assert main(shlex.split(command)[1:]) == 0, command
+"""
+    (tmp_path / "shown.json").write_text(json.dumps(shown))
+    done = subprocess.run([sys.executable, "-c", follow], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
