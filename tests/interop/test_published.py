@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tests.models.unchecked import without_checks
 
 from remanence.errors import InputError
 from remanence.interop import from_published, published_layout
@@ -56,11 +58,15 @@ def scores(model: LanguageModel) -> torch.Tensor:
     return model.head.logits(hidden).log_softmax(-1)
 
 
-LAMEMO, ADAPTIVE, PROJECTED = (
-    "lamemo_disentangled",
-    "transformer_xl_adaptive-div2",
-    "transformer_xl_adaptive-div1-projected",
-)
+LAMEMO, ADAPTIVE = "lamemo_disentangled", "transformer_xl_adaptive-div2"
+PROJECTED = "transformer_xl_adaptive-div1-projected"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def types_checked_by_the_library_alone() -> Iterator[None]:
+    """The tests' own checks of types would refuse wrong settings before the library can."""
+    with without_checks():
+        yield
 
 
 # What is accepted
