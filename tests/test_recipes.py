@@ -104,3 +104,15 @@ def test_the_small_recipes_of_a_corpus_differ_in_the_model_alone(corpus: str) ->
 def test_the_small_models_are_of_one_size(corpus: str) -> None:
     counts = [parameters(recipe(f"{model}-{corpus}")) for model in MODELS]
     assert max(counts) < 20e6 and math.isclose(min(counts), max(counts), rel_tol=1e-3)
+
+
+def test_the_recipe_in_the_documentation_parses_and_builds(tmp_path: Path) -> None:
+    page = (RECIPES[0].parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    (tmp_path / "shown.toml").write_text(page.split("```toml\n")[1].split("```")[0], encoding="utf-8")
+    assert parameters(load_recipe(tmp_path / "shown.toml")) > 0
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_documentation_tells_the_published_counts(name: str) -> None:
+    page = (RECIPES[0].parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert f"| [{name}](../recipes/{name}.toml) | {PUBLISHED[name]:,} |" in page
