@@ -73,7 +73,10 @@ def from_published(
     dtypes = {tensor.dtype for name, tensor in named.items() if name in layout}
     if len(dtypes) > 1:
         raise InputError(f"The weights have several types ({', '.join(map(str, dtypes))}); give all of them in one.")
-    model = model.to(dtypes.pop() if dtypes else torch.float32)
+    dtype = dtypes.pop() if dtypes else torch.float32
+    if not dtype.is_floating_point:
+        raise InputError(f"The weights are of type {dtype}, but they must be floating-point numbers.")
+    model = model.to(dtype)
     parameters = dict(model.named_parameters())
 
     missing = [name for name in layout if name not in named]
@@ -156,6 +159,17 @@ def _layout(model: LanguageModel, kind: str) -> Iterator[tuple[str, Place]]:
 
 
 def _config(kind: str, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ModelConfig:
+    try:
+        return _read_config(kind, config, weights)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"The published configuration cannot be read ({error}); give its settings in the types that they had."
+        ) from None
+
+
+def _read_config(kind: str, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ModelConfig:
     if kind not in ("lamemo", "transformer-xl"):
         raise InputError(f"The kind {kind!r} is not known; give 'lamemo' or 'transformer-xl'.")
     absent = [name for name in _SIZES if name not in config]
@@ -164,16 +178,16 @@ def _config(kind: str, config: Mapping[str, Any], weights: Mapping[str, Tensor])
     settings: dict[str, Any] = {ours: _integer(theirs, config[theirs]) for theirs, ours in _SIZES.items()}
     clamp = _integer("clamp_len", config.get("clamp_len", -1))
     settings |= {
-        "segment_length": max(config.get("segment_lengths") or [1]),
+        "segment_length": max(_integers("segment_lengths", config.get("segment_lengths")), default=1),
         "dropout": float(config.get("dropout", 0.0)),
         "attention_dropout": float(config.get("dropatt", 0.0)),
         "norm": "pre" if config.get("pre_norm", config.get("pre_lnorm", False)) else "post",
         "clamp_length": clamp if clamp > 0 else None,
         "same_length": bool(config.get("same_length", False)),
         "layer_norm_epsilon": float(config.get("layer_norm_eps", 1e-5)),
-        "embedding_width": config.get("d_embed"),
-        "cutoffs": tuple(config.get("cutoffs") or ()),
-        "div_value": int(config.get("div_val", 1)),
+        "embedding_width": None if config.get("d_embed") is None else _integer("d_embed", config["d_embed"]),
+        "cutoffs": _integers("cutoffs", config.get("cutoffs")),
+        "div_value": _integer("div_val", config.get("div_val", 1)),
         "tie_projections": tuple(bool(tie) for tie in config.get("tie_projs") or ()),
         "share_position_biases": weights["r_w_bias"].dim() == 2 if "r_w_bias" in weights else True,
     }
@@ -220,3 +234,9 @@ def _integer(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"The published setting {name} is {value!r}, but it must be a whole number.")
     return value
+
+
+def _integers(name: str, values: Any) -> tuple[int, ...]:
+    if values is not None and not isinstance(values, list | tuple):
+        raise InputError(f"The published setting {name} is {values!r}, but it must be a list of whole numbers.")
+    return tuple(_integer(name, value) for value in values or ())

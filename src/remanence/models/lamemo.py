@@ -143,7 +143,8 @@ class LaMemo(LanguageModel):
             reach = (6 / (self.config.num_heads + self.config.head_width)) ** 0.5
             for bias in self.ahead_biases.parameters():
                 if not bias.is_meta:
-                    bias.data.copy_(torch.rand(bias.shape, generator=generator) * 2 * reach - reach)
+                    drawn = torch.rand(bias.shape, generator=generator, dtype=torch.float32, device="cpu")
+                    bias.data.copy_(drawn * 2 * reach - reach)
 
     def init_memory(self, lanes: int, length: int | None = None, hold: Distances | None = None) -> LaMemoMemory:
         slots = self._slots(lanes, length)

@@ -50,5 +50,5 @@ def normal(parameter: torch.Tensor, deviation: float, generator: torch.Generator
     """Draw in float32 on the CPU, so that the values depend on the seed alone."""
     if parameter.is_meta:
         return
-    values = torch.randn(parameter.shape, generator=generator) * deviation + mean
+    values = torch.randn(parameter.shape, generator=generator, dtype=torch.float32, device="cpu") * deviation + mean
     parameter.data.copy_(values)
