@@ -17,27 +17,16 @@ def make_score(bits: float = 2.0, tokens: int = 100, memory_length: int = 64, **
     return Score(bits * tokens * math.log(2), tokens, 1.5, protocol, {"tokens": tokens}, found)
 
 
-def test_a_log_cut_off_in_its_last_line_is_read_up_to_there(tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"kind": "train", "step": 1}\n{"kind": "tra')
-    assert measurements.read_log(tmp_path / "log.jsonl") == [{"kind": "train", "step": 1}]
-
-
-def test_a_log_damaged_in_the_middle_or_missing_is_refused(tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"kind": "tra\n{"kind": "train"}\n')
-    with pytest.raises(InputError, match="Line 1"):
-        measurements.read_log(tmp_path / "log.jsonl")
-    with pytest.raises(InputError, match="no log"):
-        measurements.read_log(tmp_path / "none.jsonl")
-
-
-def test_curves_are_in_bits():
-    entries = [
-        {"kind": "train", "tokens": 10, "seconds": 1.0, "loss": math.log(2) * 3},
-        {"kind": "validation", "tokens": 10, "seconds": 1.0, "nats_per_token": math.log(2) * 2},
-        {"kind": "end"},
+def test_curves_are_in_bits_and_validations_stand_where_training_stood():
+    log = [
+        {"kind": "start", "step": 0},
+        {"kind": "validation", "step": 0, "nats_per_token": 5.0},
+        {"kind": "train", "step": 2, "tokens": 10, "seconds": 1.0, "loss": math.log(2) * 3},
+        {"kind": "validation", "step": 2, "nats_per_token": math.log(2) * 2, "tokens": 500, "seconds": 9.0},
+        {"kind": "end", "step": 2},
     ]
-    assert measurements.training_curve(entries) == (CurvePoint(10, 1.0, pytest.approx(3.0)),)
-    assert measurements.validation_curve(entries) == (CurvePoint(10, 1.0, pytest.approx(2.0)),)
+    assert measurements.training_curve(log) == (CurvePoint(10, 1.0, pytest.approx(3.0)),)
+    assert measurements.validation_curve(log) == (CurvePoint(10, 1.0, pytest.approx(2.0)),)
 
 
 def test_scores_by_memory_ascend_and_say_where_distances_were_held():

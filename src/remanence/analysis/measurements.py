@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from remanence.analysis.comparison import CurvePoint, Difference, MemoryScore, PositionScore
 from remanence.errors import InputError
 from remanence.evaluation import Score
-
-
-def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The entries of a run's `log.jsonl`, in order.
-
-    A last line that was cut off by a crash is left out. Raises InputError for a missing file and for any other damage.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"There is no log {path}; give the folder of a training run.") from None
-    entries = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise InputError(f"Line {number} of {path} is not JSON ({error}); restore the log.") from None
-    return entries
 
 
 def by_memory(scores: Sequence[Score]) -> tuple[MemoryScore, ...]:
@@ -97,19 +76,24 @@ def difference(first: tuple[str, Score], second: tuple[str, Score]) -> Differenc
     return Difference(first[0], second[0], mean / math.log(2), error / math.log(2), count)
 
 
-def training_curve(entries: Sequence[dict[str, Any]]) -> tuple[CurvePoint, ...]:
-    """Training loss by tokens and seconds, for a text whose tokens are bytes or characters."""
+def training_curve(log: Sequence[dict[str, Any]]) -> tuple[CurvePoint, ...]:
+    """Training loss by tokens and seconds, from the log of a run whose tokens are bytes or characters."""
     return tuple(
-        CurvePoint(entry["tokens"], entry["seconds"], entry["loss"] / math.log(2))
-        for entry in entries
-        if entry["kind"] == "train"
+        CurvePoint(record["tokens"], record["seconds"], record["loss"] / math.log(2))
+        for record in log
+        if record["kind"] == "train"
     )
 
 
-def validation_curve(entries: Sequence[dict[str, Any]]) -> tuple[CurvePoint, ...]:
-    """Validation loss by tokens and seconds, for a text whose tokens are bytes or characters."""
-    return tuple(
-        CurvePoint(entry["tokens"], entry["seconds"], entry["nats_per_token"] / math.log(2))
-        for entry in entries
-        if entry["kind"] == "validation"
-    )
+def validation_curve(log: Sequence[dict[str, Any]]) -> tuple[CurvePoint, ...]:
+    """Validation loss by the tokens and seconds of training before it.
+
+    A validation stands where the last line about training stood; one before the first such line is left out.
+    """
+    points, here = [], None
+    for record in log:
+        if record["kind"] == "train":
+            here = record
+        elif record["kind"] == "validation" and here is not None:
+            points.append(CurvePoint(here["tokens"], here["seconds"], record["nats_per_token"] / math.log(2)))
+    return tuple(points)

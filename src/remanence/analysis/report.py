@@ -115,7 +115,7 @@ def _finding(finding: Finding) -> str:
 def score_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], list[tuple[int, int]]]:
     """Headers, rows and the best cell of each memory length, for the table here and the one in the terminal."""
     lengths = comparison.memory_lengths
-    headers = ["Model", *(f"memory {length}" for length in lengths), "training", "per step", "parameters"]
+    headers = ["Model", *(f"memory {length}" for length in lengths), "training", "per step", "weights"]
     rows, strong = [], []
     for model in comparison.models:
         scores = {score.memory_length: score.bits for score in model.by_memory}

@@ -40,17 +40,17 @@ def against_none(comparison: Comparison, model: ModelFindings, none: ModelFindin
     """Whether a model with memory clearly beats the one without, as it must."""
     mine, theirs = _trained(comparison, model), _trained(comparison, none)
     gain = theirs - mine
-    numbers = f"{_bits(mine)} {comparison.unit} against {_bits(theirs)}{_error(comparison, none, model)}"
     name = model_label(model.architecture)
+    numbers = f"{_bits(mine)} {comparison.unit} against {_bits(theirs)}{_error(comparison, none, model)}"
     if gain <= 0:
-        return Finding(f"{name} does not beat the model without memory ({numbers}), so something is wrong.", False)
+        return Finding(f"{name} does not beat the model without memory, so something is wrong: {numbers}.", False)
     if not _clear(comparison, none, model, gain, theirs):
         return Finding(
-            f"{name} beats the model without memory ({numbers}), but not clearly: something is wrong, or "
-            "the training was too short to tell.",
+            f"{name} does not beat the model without memory clearly, so something is wrong or the training was too "
+            f"short: {numbers}.",
             False,
         )
-    return Finding(f"{name} beats the model without memory clearly: {numbers}, {gain / theirs:.1%} less.", True)
+    return Finding(f"{name} clearly beats the model without memory, by {gain / theirs:.1%}: {numbers}.", True)
 
 
 def at_equal_tokens(comparison: Comparison, first: ModelFindings, second: ModelFindings) -> Finding:
@@ -62,8 +62,7 @@ def at_equal_tokens(comparison: Comparison, first: ModelFindings, second: ModelF
     found = comparison.difference(first.architecture, second.architecture)
     if found is not None and gap < 2 * found.error:
         return Finding(
-            f"At equal tokens {names[0]} and {names[1]} lie closer together than this test text can tell "
-            f"apart: {numbers}."
+            f"At equal tokens {names[0]} and {names[1]} are closer than this test text can tell apart: {numbers}."
         )
     side = "ahead of" if mine < theirs else "behind"
     return Finding(f"At equal tokens {names[0]} is {gap / theirs:.1%} {side} {names[1]}: {numbers}.")
@@ -79,9 +78,10 @@ def at_equal_seconds(comparison: Comparison, first: ModelFindings, second: Model
     if then is None or not quick.validation:
         return Finding(f"{text}.")
     return Finding(
-        f"{text}. By the time {names[1]} was done ({quick.seconds:.0f} s), {names[0]} had reached {_bits(then)} "
-        f"{comparison.unit} on the validation text and {names[1]} {_bits(quick.validation[-1].bits)}; {names[0]}'s "
-        "learning rate was still high then, so a run planned for that time would come out better than this."
+        f"{text}. When {names[1]} was done, after {quick.seconds:.0f} s, it stood at "
+        f"{_bits(quick.validation[-1].bits)} {comparison.unit} on the validation text and {names[0]} at {_bits(then)}; "
+        f"but the learning rate of {names[0]} had not fallen yet, so a run planned for that time would come out better "
+        "than this."
     )
 
 
@@ -135,7 +135,7 @@ def _clear(comparison: Comparison, first: ModelFindings, second: ModelFindings, 
 
 def _error(comparison: Comparison, first: ModelFindings, second: ModelFindings) -> str:
     found = comparison.difference(first.architecture, second.architecture)
-    return f" (difference {abs(found.bits):.3f} ± {found.error:.3f})" if found else ""
+    return f", a difference of {abs(found.bits):.3f} ± {found.error:.3f}" if found else ""
 
 
 def _bits(value: float) -> str:
