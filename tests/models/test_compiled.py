@@ -59,6 +59,20 @@ def test_gradients_of_the_loss_through_one_graph_are_the_plain_ones(name: str) -
     assert max(gap(results[0][name], results[1][name]) for name in results[0]) < 1e-11
 
 
+def test_an_adaptive_loss_is_not_compiled_anew_for_every_batch() -> None:
+    """How many words fall into a tail differs from batch to batch; no shape that is compiled may depend on it."""
+    model = VARIANTS["transformer-xl-adaptive"].model(num_layers=1)
+
+    def step(tokens: Tensor, memory: Any, starts: Tensor, lengths: None) -> tuple[Tensor, Any, None]:
+        hidden, memory, _ = model(tokens, memory, starts)
+        return model.head.loss(hidden, tokens), memory, None
+
+    with torch.no_grad():
+        plain, _ = stream(model, step, padded=False)
+        compiled, _ = stream(model, torch.compile(step, dynamic=False, backend="eager"), padded=False)
+    assert max(map(gap, compiled, plain)) < 1e-12
+
+
 def test_dropout_is_part_of_the_graph() -> None:
     model = VARIANTS["lamemo"].model(torch.float32, num_layers=1, dropout=0.5, attention_dropout=0.5).train()
     (tokens,) = text(model, 5)
