@@ -1,4 +1,4 @@
-"""A small server on this machine, in place of the publishers of corpora."""
+"""What the tests of data share: a small server on this machine, in place of the publishers of corpora."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from hypothesis import settings
 
 from remanence.data import fetch
+
+# How long an example takes says something about the machine and nothing about what is tested.
+settings.register_profile("data", deadline=None)
+settings.load_profile("data")
 
 
 @dataclass

@@ -173,7 +173,7 @@ def test_training_by_document_starts_each_document_and_pads_its_end() -> None:
     assert second.tokens[:, 2:].tolist() == [[0, 0]] * 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(splits(), st.integers(1, 4), st.integers(1, 6), st.sampled_from(["published", "document"]), st.integers(0, 12))
 def test_a_saved_position_is_restored_exactly(
     text: Split, lanes: int, length: int, protocol: Protocol, steps: int

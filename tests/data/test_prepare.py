@@ -55,7 +55,7 @@ def test_the_splits_together_give_back_the_text(text: Path, tokenizer: dict[str,
     assert everything(corpus) == LINES
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1, max_size=5))
 def test_any_text_comes_back_with_its_documents(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     folder = tmp_path_factory.mktemp("any")
@@ -380,12 +380,8 @@ def test_the_number_of_workers_changes_nothing(text: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(workers, "SMALL", 0)
     text.write_text("".join(f"{LINES}word{index}\n" for index in range(150)))
-    kinds: list[dict[str, Any]] = [
-        {"tokenizer": "word"},
-        {"tokenizer": "char"},
-        {"tokenizer": "bpe", "vocab_size": 300},
-    ]
-    for options in kinds:
+    kinds: dict[str, dict[str, Any]] = {"word": {}, "char": {}, "bpe": {"vocab_size": 300}}
+    for kind, options in kinds.items():
         fingerprints = {
             prepare(text, f"{kind}{count}", tokenizer=kind, workers=count, **options).fingerprint for count in (1, 3)
         }

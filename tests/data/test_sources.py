@@ -8,15 +8,16 @@ import hashlib
 import io
 import lzma
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zstandard
 
-from remanence.data.sources import Source, find_sources, hash_source, read_all, standard_library
+from remanence.data.reading import read_all
+from remanence.data.sources import Source, find_sources, hash_source, standard_library
 from remanence.errors import InputError
 
 TEXT = b"first line\nsecond line, \xc3\xa9\n" * 5000
@@ -116,15 +117,14 @@ def test_many_files_come_in_order_whatever_the_number_of_threads(tmp_path: Path)
 
 
 def test_reading_that_is_broken_off_leaves_no_thread_behind(tmp_path: Path) -> None:
-    import threading
-
+    before = set(threading.enumerate())
     path = tmp_path / "text"
     path.write_bytes(b"x" * (20 << 20))
-    readings: Any = read_all([Source("text", path)] * 4, 3)
+    readings = read_all([Source("text", path)] * 4, 3)
     _, blocks = next(readings)
     next(blocks)
     readings.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
+    assert set(threading.enumerate()) <= before
 
 
 def test_standard_input_is_read_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:

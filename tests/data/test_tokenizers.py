@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from remanence.data import Tokenizer, load_tokenizer
@@ -49,7 +49,6 @@ def test_words_give_back_every_text_that_is_spaced_like_theirs(words: list[str])
     assert WORDS.encode(WORDS.decode(ids)).tolist() == ids.tolist()
 
 
-@settings(deadline=None)
 @pytest.mark.parametrize("tokenizer", ALL, ids=lambda tokenizer: f"{tokenizer.name}-{tokenizer.vocab_size}")
 @given(data=st.data())
 def test_a_stream_says_what_decoding_at_once_says(tokenizer: Tokenizer, data: st.DataObject) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -219,13 +220,13 @@ def not_text(error: NotText, spools: Iterable[Spool]) -> InputError:
 
 
 def write_split(
-    folder: Path, name: str, encoded: Iterable[Encoded], dtype: np.dtype, advance: Callable[[int], None]
+    folder: Path, name: str, encoded: Generator[Encoded], dtype: np.dtype, advance: Callable[[int], None]
 ) -> dict[str, Any]:
-    """Write the token and document files of a split; returns its entry for the manifest."""
+    """Write the token and document files of a split; returns its entry for the manifest and closes `encoded`."""
     counts: Counter[str] = Counter()
     documents = array("q")
     digest = hashlib.sha256()
-    with writing(folder / f"{name}.tokens") as file:
+    with writing(folder / f"{name}.tokens") as file, closing(encoded):
         for result in encoded:
             block = np.ascontiguousarray(result.tokens, dtype).view(np.uint8).data
             digest.update(block)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from contextlib import closing
 
 from remanence.data.encoding import NotText, Task, tasks
 from remanence.data.progress import Progress
+from remanence.data.settings import Settings
 from remanence.data.spool import Part
 from remanence.data.tokenizers import Tokenizer
 from remanence.data.tokenizers.byte import ByteTokenizer
@@ -15,9 +16,6 @@ from remanence.data.tokenizers.char import CharTokenizer
 from remanence.data.tokenizers.word import WordTokenizer
 from remanence.data.vocabulary import Symbol, by_frequency, word_vocabulary
 from remanence.data.workers import Crew
-
-if TYPE_CHECKING:
-    from remanence.data.prepare import Settings
 
 KINDS = ("byte", "char", "word", "bpe")
 BPE_SAMPLE = 256 << 20
@@ -55,9 +53,10 @@ def _count(parts: list[Part], kind: Symbol, crew: Crew, bar: Progress) -> Counte
     total: Counter[str] = Counter()
     for part in parts:
         sizes = iter([len(task) for task in tasks(part)])
-        for counts in crew.count(tasks(part), kind):
-            total.update(counts)
-            bar.advance(next(sizes))
+        with closing(crew.count(tasks(part), kind)) as counted:
+            for counts in counted:
+                total.update(counts)
+                bar.advance(next(sizes))
     return total
 
 

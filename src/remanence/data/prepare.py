@@ -9,11 +9,8 @@ bad input leaves nothing behind, and the same command can be run again.
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
-import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,19 @@ from remanence.data.fetch import cache_folder
 from remanence.data.learning import KINDS, make_tokenizer
 from remanence.data.progress import Progress
 from remanence.data.published import LEGACY_ENWIK8_SYMBOLS, PUBLISHED, Published, Sourced, Where
-from remanence.data.sources import STDIN, find_sources, hash_source
+from remanence.data.repeats import already, compare, holds_something, source_records
+from remanence.data.settings import (
+    Settings,
+    Share,
+    as_list,
+    check_options,
+    check_settings,
+    command,
+    corpus_name,
+    share_of,
+    shown_name,
+)
+from remanence.data.sources import find_sources
 from remanence.data.spool import DocumentRule, Part, Spool, cut_at, divide, gather
 from remanence.data.staging import finish, staging
 from remanence.data.tokenizers import Tokenizer
@@ -32,35 +41,7 @@ from remanence.data.workers import Crew, cores
 from remanence.errors import InputError
 from remanence.files import write_json
 
-FRACTION = 0.05
-"""Of the text, for validation and for test each, where nothing else is said."""
 _FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EFBIG", "EDQUOT") if hasattr(errno, name))
-LISTED = 100
-"""Source files that a manifest names one by one."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides what comes out, apart from the text itself. Kept in the manifest."""
-
-    name: str
-    inputs: tuple[str, ...] = ()
-    tokenizer: str = "byte"
-    """byte, char, word, bpe or the name of a tokenizer file."""
-    tokenizer_fingerprint: str | None = None
-    """Of a tokenizer that was given rather than trained."""
-    vocab_size: int | None = None
-    min_count: int = 1
-    documents: DocumentRule = "file"
-    separator: str | None = None
-    validation: float | tuple[str, ...] = FRACTION
-    """A fraction of the text, or the files that make up the split."""
-    test: float | tuple[str, ...] = FRACTION
-    legacy_newlines: bool = False
-    licence: str = "not stated"
-
-    def json(self) -> dict[str, Any]:
-        return json.loads(json.dumps(asdict(self)))
 
 
 def prepare(
@@ -73,8 +54,8 @@ def prepare(
     min_count: int = 1,
     documents: DocumentRule | None = None,
     separator: str | None = None,
-    validation: float | str | Path | Sequence[str | Path] | None = None,
-    test: float | str | Path | Sequence[str | Path] | None = None,
+    validation: Share = None,
+    test: Share = None,
     legacy_newlines: bool = False,
     licence: str | None = None,
     from_folder: str | Path | None = None,
@@ -96,13 +77,13 @@ def prepare(
     """
     given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     known = PUBLISHED.get(str(given[0])) if len(given) == 1 else None
-    _check_options(known, vocab_size, min_count, documents, separator, workers, legacy_newlines, from_folder, mirror)
+    check_options(known, vocab_size, min_count, documents, separator, workers, legacy_newlines, from_folder, mirror)
     cache = Path(cache) if cache is not None else cache_folder()
     workers = workers or cores()
     sourced, shown = ([], (known.name,)) if known else _find(given, validation, test)
     chosen, kind, ready = _tokenizer(tokenizer, known)
     settings = Settings(
-        name=name or (known.name if known else _name(given)),
+        name=name or (known.name if known else corpus_name(given)),
         inputs=shown,
         tokenizer=chosen,
         tokenizer_fingerprint=ready.fingerprint if ready else None,
@@ -110,15 +91,15 @@ def prepare(
         min_count=min_count,
         documents=documents or (known.documents if known else "separator" if separator is not None else "file"),
         separator=separator if separator is not None else "\f" if documents == "separator" else None,
-        validation=_share(validation, "validation", known),
-        test=_share(test, "test", known),
+        validation=share_of(validation, "validation", known),
+        test=share_of(test, "test", known),
         legacy_newlines=legacy_newlines,
         licence=licence or (known.licence if known else "not stated"),
     )
-    _check_settings(settings, kind, ready)
+    check_settings(settings, kind, ready)
     out = Path(out) if out is not None else Path("data") / settings.name
     try:
-        if (same := _already(out, settings, sourced, known, overwrite, say)) is not None:
+        if (same := already(out, settings, sourced, known, overwrite, say)) is not None:
             return same
         job = _Job(out, settings, known, kind, ready, workers, overwrite, say)
         with staging(out) as folder, Progress(progress) as bar:
@@ -151,10 +132,10 @@ class _Job:
 
     def run(self, folder: Path, sourced: Sourced, bar: Progress) -> Corpus:
         spools = self._gather(folder, sourced, bar)
-        records = _records(spools)
-        if not self.overwrite and _holds_something(self.out):
+        records = source_records(spools)
+        if not self.overwrite and holds_something(self.out):
             # Only standard input comes this far: what it holds is known now.
-            return _compare(self.out, records, self.say)
+            return compare(self.out, records, self.say)
         parts = self._parts(spools)
         size = sum(map(len, parts.values()))
         try:
@@ -287,29 +268,10 @@ class _Job:
         }
 
 
-def command(settings: Settings) -> str:
-    """The command that repeats a preparation; files that were named by a full path appear by their last part."""
-    words = ["remanence", "prepare", *settings.inputs]
-    plain = Settings(settings.name)
-    for option in fields(Settings):
-        value = getattr(settings, option.name)
-        if option.name in ("inputs", "tokenizer_fingerprint", "licence") or value == getattr(plain, option.name):
-            continue
-        if settings.inputs[0] in PUBLISHED and value == getattr(PUBLISHED[settings.inputs[0]], option.name, 0.0):
-            continue
-        flag = "--" + option.name.replace("_", "-")
-        if value is True:
-            words.append(flag)
-        elif value is not None:
-            values = value if isinstance(value, tuple) else (value,)
-            words += [flag, *(str(item).replace("\f", r"\f").replace("\t", r"\t") for item in values)]
-    return shlex.join(words)
-
-
 def _find(
     given: list[str | Path],
-    validation: float | str | Path | Sequence[str | Path] | None,
-    test: float | str | Path | Sequence[str | Path] | None,
+    validation: Share,
+    test: Share,
 ) -> tuple[Sourced, tuple[str, ...]]:
     """Sources of the splits, and the inputs as the manifest names them."""
     for name in map(str, given):
@@ -322,7 +284,7 @@ def _find(
     wanted: tuple[tuple[Where, Any], ...] = (("all", given), ("validation", validation), ("test", test))
     for where, named in wanted:
         if isinstance(named, (str, Path, Sequence)):
-            for source in find_sources(_listed(named)):
+            for source in find_sources(as_list(named)):
                 sourced.append((where, source))
     if sum(source.path is None for _, source in sourced) > 1:
         raise InputError('Standard input ("-") was given twice and can be read once; give it once.')
@@ -330,91 +292,7 @@ def _find(
     for where, source in sourced:
         if source.path is not None and seen.setdefault(source.path.resolve(), where) != where:
             raise InputError(f"{source.name} was named for two splits; leave it out of one of them.")
-    return sourced, tuple(_shown(name) for name in given)
-
-
-def _already(
-    out: Path,
-    settings: Settings,
-    sourced: Sourced,
-    known: Published | None,
-    overwrite: bool,
-    say: Callable[[str], None],
-) -> Corpus | None:
-    """The corpus that is there when it is the one asked for; None when there is none or it is to be replaced.
-
-    Anything else is refused, and a folder that is no corpus is never replaced.
-    """
-    if not _holds_something(out):
-        return None
-    if not (out / "manifest.json").is_file():
-        raise InputError(f"{out} exists and is not a prepared corpus; name another folder with --out.")
-    if overwrite:
-        return None
-    corpus = _existing(out)
-    mine, theirs = _comparable(settings.json()), _comparable(corpus.manifest.get("settings", {}))
-    for key, value in mine.items():
-        if theirs.get(key) != value:
-            raise InputError(
-                f"{out} holds another preparation ({key} is {theirs.get(key)!r} there and {value!r} here); name "
-                "another folder with --out or replace it with --overwrite."
-            )
-    if known is not None and known.fixed_splits:
-        say(f"{out} holds this preparation already; nothing was done.")
-        return corpus
-    if known is not None:
-        sourced = known.sources(None, Path(), None, lambda size: None)
-    if any(source.path is None for _, source in sourced):
-        return None
-    listed = [(where, hash_source(source)) for where, source in sourced]
-    return _compare(out, {"sha256": _digest(listed)}, say)
-
-
-def _holds_something(out: Path) -> bool:
-    return out.exists() and not (out.is_dir() and not any(out.iterdir()))
-
-
-def _existing(out: Path) -> Corpus:
-    try:
-        return Corpus.open(out)
-    except InputError as error:
-        raise InputError(f"{str(error).rstrip('.')}, replacing the folder with --overwrite.") from None
-
-
-def _compare(out: Path, records: dict[str, Any], say: Callable[[str], None]) -> Corpus:
-    corpus = _existing(out)
-    if corpus.manifest.get("sources", {}).get("sha256") != records["sha256"]:
-        raise InputError(
-            f"{out} was prepared the same way from other text; name another folder with --out or replace it with "
-            "--overwrite."
-        )
-    say(f"{out} holds this preparation already; nothing was done.")
-    return corpus
-
-
-def _records(spools: dict[str, Spool]) -> dict[str, Any]:
-    """What was read: counted, hashed as a whole, and named one by one as long as the list stays readable."""
-    readings = [(where, reading) for where, spool in spools.items() for reading in spool.readings]
-    return {
-        "files": len(readings),
-        "bytes": sum(reading.bytes for _, reading in readings),
-        "sha256": _digest([(where, reading.sha256) for where, reading in readings]),
-        "first": [reading.record() for _, reading in readings[:LISTED]],
-    }
-
-
-def _digest(listed: list[tuple[str, str]]) -> str:
-    """Of the contents of all sources in order, whatever their names."""
-    order = {where: index for index, where in enumerate(("all", *SPLITS))}
-    ordered = sorted(listed, key=lambda entry: order[entry[0]])
-    return hashlib.sha256(json.dumps(ordered).encode()).hexdigest()
-
-
-def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without the names of files, whose contents are what counts."""
-    names = {"inputs": None, "tokenizer": "given" if settings.get("tokenizer_fingerprint") else settings["tokenizer"]}
-    shares = {key: "files" if isinstance(settings[key], list) else settings[key] for key in ("validation", "test")}
-    return settings | names | shares
+    return sourced, tuple(shown_name(name) for name in given)
 
 
 def _tokenizer(given: str | Path | None, known: Published | None) -> tuple[str, str, Tokenizer | None]:
@@ -429,7 +307,7 @@ def _tokenizer(given: str | Path | None, known: Published | None) -> tuple[str, 
         inner = path if (path / "settings.json").is_file() else path / "tokenizer"
         if (inner / "settings.json").is_file():
             tokenizer = load_tokenizer(inner)
-            return _shown(path), tokenizer.name, tokenizer
+            return shown_name(path), tokenizer.name, tokenizer
         path = path / "tokenizer.json"
     elif not path.exists():
         raise InputError(
@@ -438,90 +316,4 @@ def _tokenizer(given: str | Path | None, known: Published | None) -> tuple[str, 
         )
     from remanence.data.tokenizers.subword import SubwordTokenizer
 
-    return _shown(path), "subword", SubwordTokenizer.from_file(path)
-
-
-def _check_options(
-    known: Published | None,
-    vocab_size: int | None,
-    min_count: int,
-    documents: str | None,
-    separator: str | None,
-    workers: int | None,
-    legacy_newlines: bool,
-    from_folder: str | Path | None,
-    mirror: str | None,
-) -> None:
-    if known is None and from_folder is not None:
-        raise InputError(f"--from is for published corpora ({', '.join(PUBLISHED)}); name files as inputs instead.")
-    if known is None and mirror is not None:
-        raise InputError(f"--mirror is for published corpora ({', '.join(PUBLISHED)}); leave it out.")
-    if mirror is not None and (not mirror.startswith(("http://", "https://")) or "@" in mirror):
-        raise InputError("The mirror must be an http or https address without a password in it; give such a one.")
-    if legacy_newlines and (known is None or known.name != "enwik8"):
-        raise InputError("--legacy-newlines is how published work prepared enwik8; leave it out for other text.")
-    if vocab_size is not None and vocab_size < 1:
-        raise InputError(f"The vocabulary size is {vocab_size}; it must be at least 1.")
-    if min_count < 1:
-        raise InputError(f"The least count of a word is {min_count}; it must be at least 1.")
-    if workers is not None and workers < 1:
-        raise InputError(f"The number of workers is {workers}; it must be at least 1.")
-    if documents not in (None, "file", "separator", "none"):
-        raise InputError(f'Documents can be told apart by "file", by "separator" or by "none", not by {documents!r}.')
-    if separator is not None and (not separator or "\n" in separator):
-        raise InputError("The separator stands alone on a line between documents; give some text without a newline.")
-    if separator is not None and documents not in (None, "separator"):
-        raise InputError(f'A separator has no effect with documents by "{documents}"; leave one of the two out.')
-
-
-def _check_settings(settings: Settings, kind: str, ready: Tokenizer | None) -> None:
-    if settings.vocab_size is not None and (ready is not None or kind not in ("word", "bpe")):
-        raise InputError(f"A vocabulary size has no effect with the tokenizer {settings.tokenizer}; leave it out.")
-    if kind == "bpe" and ready is None and settings.vocab_size is None:
-        raise InputError("The tokenizer bpe needs the size of its vocabulary; give --vocab-size, for instance 16384.")
-    if settings.min_count > 1 and (ready is not None or kind != "word"):
-        raise InputError("A least count is for the tokenizer word; leave it out.")
-    held_out = sum(share for share in (settings.validation, settings.test) if isinstance(share, float))
-    if held_out >= 1:
-        raise InputError(f"Validation and test take {held_out:.4g} of the text; they must leave some for training.")
-    if settings.legacy_newlines and (ready is not None or kind != "byte"):
-        raise InputError("--legacy-newlines goes with the byte tokenizer; leave one of the two out.")
-
-
-def _share(
-    given: float | str | Path | Sequence[str | Path] | None, split: str, known: Published | None
-) -> float | tuple[str, ...]:
-    if known is not None and known.fixed_splits:
-        if given is not None:
-            raise InputError(f"The splits of {known.name} are published; leave --validation and --test out.")
-        return 0.0
-    if given is None:
-        return FRACTION
-    if isinstance(given, (str, Path, Sequence)):
-        return tuple(_shown(name) for name in _listed(given))
-    if not 0 <= given < 1:
-        raise InputError(f"The {split} fraction is {given}; it must be at least 0 and below 1.")
-    return float(given)
-
-
-def _listed(given: str | Path | Sequence[str | Path]) -> list[str | Path]:
-    return [given] if isinstance(given, (str, Path)) else list(given)
-
-
-def _shown(given: str | Path) -> str:
-    """An input as the manifest names it, without folders above what was named in full."""
-    path = Path(given)
-    if str(given) == STDIN or not (path.is_absolute() or ".." in path.parts):
-        return str(given)
-    return path.name or path.resolve().name
-
-
-def _name(given: list[str | Path]) -> str:
-    """A name for text that has none: that of its first file or folder."""
-    first = str(given[0]) if given else ""
-    if first == STDIN:
-        return "stdin"
-    path = Path(first).absolute()
-    while any(letter in path.name for letter in "*?[") or path.name == "..":
-        path = path.parent if path.name != ".." else path.resolve()
-    return path.name.lstrip(".").split(".")[0] or "text"
+    return shown_name(path), "subword", SubwordTokenizer.from_file(path)

@@ -9,13 +9,15 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from remanence.data.sources import Reading, Source, read_all
+from remanence.data.reading import Reading, read_all
+from remanence.data.sources import Source
 from remanence.errors import InputError
 
 DocumentRule = Literal["file", "separator", "none"]
@@ -86,8 +88,8 @@ def gather(
     spool = Spool(path)
     if rule == "none":
         spool.documents.append(0)
-    with open(path, "wb") as file:
-        for reading, blocks in read_all(sources, threads, advance):
+    with open(path, "wb") as file, closing(read_all(sources, threads, advance)) as readings:
+        for reading, blocks in readings:
             spool.readings.append(reading)
             spool.origins.append(spool.size)
             pieces = _documents(blocks, separator) if rule == "separator" else ((False, block) for block in blocks)

@@ -13,7 +13,7 @@ import queue
 import subprocess
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -53,13 +53,13 @@ class Crew:
         for child in self._children:
             child.stop()
 
-    def count(self, tasks: Iterable[Task], kind: Symbol) -> Iterator[Counter[str]]:
+    def count(self, tasks: Iterable[Task], kind: Symbol) -> Generator[Counter[str]]:
         """Symbols of every task, in order of first appearance."""
         if self._workers == 1:
             return (Counter(count_task(task, kind)) for task in tasks)
         return self._on_children(tasks, {"do": "count", "kind": kind}, lambda answer, read: Counter(answer["counts"]))
 
-    def encode(self, tasks: Iterable[Task], tokenizer: Path, drop: bytes, dtype: np.dtype) -> Iterator[Encoded]:
+    def encode(self, tasks: Iterable[Task], tokenizer: Path, drop: bytes, dtype: np.dtype) -> Generator[Encoded]:
         """Every task encoded with the tokenizer kept in a folder; `drop` names bytes left out of the text."""
         encoder: Encoder | None = encoder_for(load_tokenizer(tokenizer), drop)
         if encoder is None:
@@ -80,7 +80,7 @@ class Crew:
         tasks: Iterable[Task],
         request: dict[str, Any],
         take: Callable[[dict[str, Any], Callable[[int], bytes]], Answer],
-    ) -> Iterator[Answer]:
+    ) -> Generator[Answer]:
         while len(self._children) < self._workers:
             self._children.append(_Child())
             self._idle.put(self._children[-1])
@@ -148,7 +148,7 @@ class _Child:
                     pipe.close()
 
 
-def in_threads(function: Callable[[Task], Answer], work: Iterable[Task], threads: int) -> Iterator[Answer]:
+def in_threads(function: Callable[[Task], Answer], work: Iterable[Task], threads: int) -> Generator[Answer]:
     """`function` of every task in order, at most twice as many of them begun as there are threads."""
     with ThreadPoolExecutor(threads, "encode") as pool:
         begun: deque[Future[Answer]] = deque()
