@@ -261,12 +261,13 @@ def test_another_number_of_samples_is_refused_once_drawing_has_begun(
         Session.load(tmp_path / "session.safetensors", make_model(), tokenizer, samples=2)
 
 
+@pytest.mark.parametrize("other", ["transformer", "transformer-xl"])
 def test_the_memory_of_another_architecture_is_refused(
-    make_model: Callable, tokenizer: ByteTokenizer, tmp_path: Path
+    make_model: Callable, tokenizer: ByteTokenizer, tmp_path: Path, other: str
 ) -> None:
     begun(make_model("lamemo"), tokenizer).save(tmp_path / "session.safetensors")
-    with pytest.raises(InputError, match="is the memory of a lamemo model, and this one is transformer-xl"):
-        Session.load(tmp_path / "session.safetensors", make_model("transformer-xl"), tokenizer)
+    with pytest.raises(InputError, match=f"is the memory of a lamemo model, and this one is {other};"):
+        Session.load(tmp_path / "session.safetensors", make_model(other), tokenizer)
 
 
 def test_the_memory_of_other_weights_is_refused(make_model: Callable, tokenizer: ByteTokenizer, tmp_path: Path) -> None:

@@ -265,8 +265,6 @@ class Session:
                 sampling=Sampling(**state["sampling"]) if sampling is None else sampling,
                 stops=state["stops"] if stops is None else stops,
                 seed=state["seed"] if seed is None else seed,
-                memory_length=memory.length,
-                segment_length=state["segment_length"],
             )
             session._restore(path, memory, state, reseed=seed is not None)
         return session
@@ -299,8 +297,8 @@ class Session:
                 f"{path} holds {state['samples']} samples that have begun to draw, and {self.samples} were asked for; "
                 "leave the number out, or save right after the prompt to draw any number from it."
             )
-        device = next(self.model.parameters()).device
-        self.memory = memory.to(device=device)
+        self.memory = memory.to(device=self._device)
+        self.segment_length = int(state["segment_length"])
         self.tokens_read = int(state["tokens_read"])
         self._forked = bool(state["forked"])
         self._pending = torch.tensor(state["pending"], dtype=torch.int64).reshape(len(state["pending"]), -1)
