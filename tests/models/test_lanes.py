@@ -8,6 +8,8 @@ import torch
 from tests.models.variants import LANES, Variant, equal, gap, histories, tensors, text
 from torch import Tensor
 
+from remanence.errors import InputError
+from remanence.memory import Memory
 from remanence.models import LanguageModel
 
 
@@ -106,6 +108,31 @@ def test_a_lane_that_starts_and_reads_nothing_is_fresh(variant: Variant) -> None
     starts = torch.tensor([True, False, False, False])
     memory = model(tokens, past, starts, torch.tensor([0, 4, 4, 4])).memory
     assert equal(memory[0], model.init_memory(1))
+
+
+def test_lanes_that_lived_apart_are_joined_and_go_on_as_themselves(variant: Variant) -> None:
+    model = variant.model()
+    longer, shorter, after = text(model, 6, 2, 4)
+    parts = [model(tokens, histories(model)).memory for tokens in (longer, shorter)]
+    joined = Memory.concatenate([parts[0][:2], parts[1][2:]])
+    hidden, memory, _ = model(after, joined)
+    for lane in range(LANES):
+        own, own_memory, _ = model(after[lane : lane + 1], parts[lane // 2][lane])
+        assert gap(own, hidden[lane : lane + 1]) < 1e-12
+        assert gap(own_memory, memory[lane]) < 1e-12
+
+
+def test_lengths_beyond_the_tokens_reach_into_no_other_lane(variant: Variant) -> None:
+    model = variant.model()
+    past, (tokens, other) = histories(model), text(model, 4, 4)
+    other[0] = tokens[0]
+    memories = []
+    for segment in (tokens, other):
+        try:
+            memories.append(model(segment, past, lengths=torch.tensor([7, 4, 4, 4])).memory[0])
+        except InputError:
+            return
+    assert equal(*memories)
 
 
 def alone(model: LanguageModel, tokens: list[Tensor], starts: Tensor, lengths: Tensor, lane: int) -> tuple[Any, Any]:
