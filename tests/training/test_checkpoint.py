@@ -122,7 +122,8 @@ def test_a_disk_that_takes_no_more_leaves_the_checkpoint_before(place: Path) -> 
         "except OSError as error: print('told:', error)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(place)], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("told: model.safetensors could not be written")
+    assert done.stdout.startswith(f"told: The checkpoint {place} could not be saved (")
+    assert "and the one before is kept; make room and go on with --resume." in done.stdout
     assert open_checkpoint(place).about["step"] == 1 and left(place.parent) == ["last"]
 
 

@@ -64,3 +64,15 @@ def test_tensorboard_is_given_the_numbers(tmp_path: Path) -> None:
     events.Reload()
     assert events.Tags()["scalars"] == ["train/loss"]
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(3, 1.5)]
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_log(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    log = JsonLines.__new__(JsonLines)
+    log._file = open(tmp_path / "log.jsonl", "ab", buffering=0)  # noqa: SIM115
+    with pytest.raises(OSError, match="No space left on device") as error:
+        log.write({"kind": "train", "step": 1})
+    assert error.value.filename == str(tmp_path / "log.jsonl")
+    log.close()

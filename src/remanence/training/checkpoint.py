@@ -61,7 +61,7 @@ class Checkpoint:
 def save_checkpoint(place: Path, parts: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> Checkpoint:
     """Write a checkpoint folder at `place`, replacing the one that is there only once the new one is whole.
 
-    Raises OSError (a full disk, a missing permission); the checkpoint before is then untouched.
+    Raises OSError (a full disk, a missing permission), in a sentence; the checkpoint before is then untouched.
     """
     draft = place.with_name(f".{place.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
@@ -72,6 +72,11 @@ def save_checkpoint(place: Path, parts: Mapping[str, Mapping[str, Tensor]], abou
         write_json(draft / ABOUT, {**description, "checksum": _checksum(description)})
         _flush(draft)
         _replace(place, draft)
+    except (OSError, safetensors.SafetensorError) as error:
+        kept = "the one before is kept" if exists(place) else "there is none before"
+        raise OSError(
+            f"The checkpoint {place} could not be saved ({error}), and {kept}; make room and go on with --resume."
+        ) from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Checkpoint(place, description)
@@ -99,11 +104,7 @@ def exists(place: Path) -> bool:
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    except safetensors.SafetensorError as error:
-        # It reports a full disk as an error of its own, which the callers of a file operation do not expect.
-        raise OSError(f"{path.name} could not be written: {error}") from None
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     # The library makes files private; ours follow the user's umask, as the folder does.
     path.chmod(path.parent.stat().st_mode & 0o666)
     _flush(path)

@@ -33,15 +33,20 @@ class JsonLines:
             known = {"validation": validated_at}
             kept = [each for each in read_log(path) if each["step"] <= known.get(str(each.get("kind")), resumed_step)]
             write_text(path, "".join(_line(record) for record in kept))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        # Without a buffer: what a full disk refused must not come back when the file is closed.
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
 
     def write(self, record: dict[str, Any]) -> None:
-        self._file.write(_line(record))
-        self._file.flush()
+        line = _line(record).encode("utf-8")
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            # The system does not say which file it was that the disk had no room for.
+            raise OSError(error.errno, error.strerror, self._file.name) from None
 
     def sync(self) -> None:
         """Bring what was written to the disk, before a checkpoint that relies on it."""
-        self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
