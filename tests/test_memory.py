@@ -109,7 +109,7 @@ def test_no_operation_changes_the_memory_it_is_called_on() -> None:
     before = Memory.from_state({name: tensor.clone() for name, tensor in memory.state()[0].items()}, memory.state()[1])
     closed = sample()
     kept = Memory.from_state({name: tensor.clone() for name, tensor in closed.state()[0].items()}, closed.state()[1])
-    memory.reset(torch.tensor([True, False, True]))
+    closed.reset(torch.tensor([True, False, True]))
     memory.to(dtype=torch.float64)
     memory.detach()
     _ = memory[1:], memory[0], memory[torch.tensor([True, False, True])]
@@ -191,10 +191,15 @@ def test_no_memories_are_not_joined() -> None:
 
 
 def test_a_reset_forgets_the_lanes_that_start_and_no_other() -> None:
-    memory, starts = sample(opened=True), torch.tensor([True, False, True])
+    memory, starts = sample(), torch.tensor([True, False, True])
     for name, tensor in memory.reset(starts).state()[0].items():
         assert not tensor[starts].any()
         assert torch.equal(tensor[~starts], memory.state()[0][name][~starts])
+
+
+def test_a_lane_is_not_reset_inside_a_segment() -> None:
+    with pytest.raises(InputError, match="while a segment is open"):
+        sample(opened=True).reset(torch.tensor([True, False, True]))
 
 
 def test_a_reset_forgets_even_what_is_not_a_number() -> None:

@@ -44,9 +44,12 @@ def per_lane(**options: Any) -> Any:
     return dataclasses.field(metadata={"role": "lane"}, **options)
 
 
-def static(**options: Any) -> Any:
-    """A field that is the same for all lanes and no tensor: an int, a bool, or None."""
-    return dataclasses.field(metadata={"role": "static"}, **options)
+def static(join: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """A field that is the same for all lanes and no tensor: an int, a bool, or None.
+
+    `join` makes one value of those of several memories; without it memories that differ cannot be concatenated.
+    """
+    return dataclasses.field(metadata={"role": "static", "join": join}, **options)
 
 
 def derived(**options: Any) -> Any:
@@ -136,6 +139,10 @@ class Memory:
         if not memories:
             raise InputError("No memories were given to concatenate; give at least one.")
         states = [memory.state() for memory in memories]
+        for field in dataclasses.fields(memories[0]):
+            if join := field.metadata.get("join"):
+                joined = join(description.get(field.name, 0) for _, description in states)
+                states = [(tensors, {**description, field.name: joined}) for tensors, description in states]
         tensors, description = states[0]
         for other, other_description in states[1:]:
             same_shapes = other.keys() == tensors.keys() and all(
@@ -151,7 +158,14 @@ class Memory:
         )
 
     def reset(self: Some, starts: Bool[Tensor, " B"]) -> Some:
-        """Forget everything on the lanes where a new document starts."""
+        """Forget everything on the lanes where a new document starts.
+
+        Raises InputError while a segment is open.
+        """
+        if self.opened:
+            raise InputError(
+                f"Lanes cannot be reset while a segment is open ({self.opened} tokens read); close it first."
+            )
         return self._map(partial(_forget, starts=starts))
 
     def resize(self: Some, length: int) -> Some:

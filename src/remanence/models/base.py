@@ -193,6 +193,8 @@ class LanguageModel(nn.Module):
         if not (memory.opened or self.memory_carries_gradient):
             # An open segment keeps its graph: it is one segment, however many calls read it.
             memory = memory.detach()
+        if lengths is not None:
+            lengths = lengths.clamp(0, tokens.shape[1])
         embedded = self._drop(self.embedding(tokens))
         hidden, memory, told = self._read(embedded, memory, lengths, keep=not close, extras=extras)
         if close:
@@ -226,6 +228,10 @@ class LanguageModel(nn.Module):
         """Fold the open segment into the memory. Cuts the gradient where the paper does."""
 
     # Shared parts
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
 
     def _slots(self, lanes: int, length: int | None) -> int:
         """How many slots a new memory has. Raises InputError for impossible numbers."""
@@ -275,6 +281,13 @@ class LanguageModel(nn.Module):
                 f"The tokens have {tokens.shape[0]} lanes but the memory has {memory.lanes}; make both the same."
             )
         self._check_memory(memory)
+        if self.config.same_length and memory.length == 0:
+            raise InputError("The memory has length 0, but with same_length every query would see nothing; resize it.")
+        if tokens.device.type == "cpu" and not torch.compiler.is_compiling() and int(tokens.max()) >= self.vocab_size:
+            raise InputError(
+                f"The tokens go up to {int(tokens.max())}, but the vocabulary has {self.vocab_size} ids, 0 to "
+                f"{self.vocab_size - 1}; prepare the text with the tokenizer of the model."
+            )
         if memory.opened and starts is not None:
             raise InputError(
                 "A document cannot start inside an open segment; end the segment with close(memory) first."

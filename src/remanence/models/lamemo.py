@@ -85,7 +85,7 @@ class LaMemoMemory(Memory, kind="lamemo"):
     """False where nothing was written since the lane last started a document."""
     last_length: Int[Tensor, " B"] = per_lane()
     """Tokens of the previous segment."""
-    window: int = static(default=1)
+    window: int = static(default=1, join=max)
     """No lane's last_length is larger: what the shapes of the look-ahead depend on."""
     hold: Distances | None = static(default=None)
     segment: OpenSegment | None = per_lane(default=None)

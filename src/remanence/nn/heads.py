@@ -50,12 +50,8 @@ class SoftmaxHead(nn.Module):
         for number, (low, high) in enumerate(tails):
             first = torch.where((wanted >= low) & (wanted < high), cutoff + number, first)
         losses = linear_cross_entropy(self._query(rows, 0), *self._classifier(0), first)
-        for number, (low, high) in enumerate(tails, start=1):
-            inside = ((wanted >= low) & (wanted < high)).nonzero()[:, 0]
-            tail = linear_cross_entropy(
-                self._query(rows[inside], number), *self._classifier(number), wanted[inside] - low
-            )
-            losses = losses.index_add(0, inside, tail)
+        if tails:
+            losses = self._add_tails(losses, rows, wanted)  # pyright: ignore[reportCallIssue]
         return losses.unflatten(0, hidden.shape[:2])
 
     def logits(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
@@ -73,6 +69,19 @@ class SoftmaxHead(nn.Module):
         for number, tail in enumerate(scores[1:]):
             parts.append(head[..., cutoff + number, None] + tail.log_softmax(-1))
         return torch.cat(parts, dim=-1)
+
+    @torch.compiler.disable  # pyright: ignore[reportArgumentType]
+    def _add_tails(
+        self, losses: Float[Tensor, " N"], rows: Float[Tensor, "N D"], wanted: Int[Tensor, " N"]
+    ) -> Float[Tensor, " N"]:
+        """Add the losses within the tails, each on the rows that need it: their number depends on the data."""
+        for number, (low, high) in enumerate(zip(self.edges[1:-1], self.edges[2:], strict=True), start=1):
+            inside = ((wanted >= low) & (wanted < high)).nonzero()[:, 0]
+            tail = linear_cross_entropy(
+                self._query(rows[inside], number), *self._classifier(number), wanted[inside] - low
+            )
+            losses = losses.index_add(0, inside, tail)
+        return losses
 
     def _query(self, hidden: Tensor, number: int) -> Tensor:
         """P'_b^T h: (..., D) to (..., e_b)."""
