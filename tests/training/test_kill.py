@@ -35,7 +35,7 @@ def start(recipe: Path, folder: Path) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    _, told = process.communicate(timeout=120)
+    _, told = process.communicate(timeout=600)
     assert process.returncode == code, told
     return told
 
@@ -46,7 +46,7 @@ def reached(folder: Path) -> int:
 
 
 def wait_for(process: subprocess.Popen[str], folder: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while process.poll() is None and time.monotonic() < deadline:
         if (folder / "log.jsonl").exists() and reached(folder) >= step:
             return
