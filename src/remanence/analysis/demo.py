@@ -160,11 +160,16 @@ class Demo:
             key = f"{self.text.stem}-{sha256_file(self.text)[:8]}"
         folder = self.out / "text" / key
         if folder.exists():
-            corpus = Corpus.open(folder, verify=True)
-            self._say(f"The text: {self._source()}, prepared by an earlier demo.")
-        else:
-            corpus = prepare("python-stdlib" if self.text is None else self.text, folder, tokenizer="byte")
-            self._say(f"The text: {self._source()}, prepared in {folder}.")
+            try:
+                corpus = Corpus.open(folder, verify=True)
+            except InputError:
+                self._say(f"What an earlier demo prepared in {folder} is damaged, and is made anew.")
+            else:
+                self._say(f"The text: {self._source()}, prepared by an earlier demo.")
+                return corpus
+        source = "python-stdlib" if self.text is None else self.text
+        corpus = prepare(source, folder, tokenizer="byte", overwrite=True)
+        self._say(f"The text: {self._source()}, prepared in {folder}.")
         return corpus
 
     def _recipes(self, corpus: Corpus) -> dict[str, Recipe]:
@@ -274,14 +279,14 @@ def _new_folder(out: Path) -> Path:
 
 def _protocol(text: Split, longest: int, close: dict[str, Score]) -> dict[str, str]:
     """How the scores were taken, as label and sentence."""
-    one = next(iter(close.values()))
+    one = max(close.values(), key=lambda score: score.protocol.memory_length or 0)
     drawn = (
-        f"the first {longest:,} bytes at most of {len(text.documents)} files drawn at random from the test part"
+        f"the first {longest:,} bytes (all, of shorter ones) of {len(text.documents)} files drawn at random"
         if len(text.documents) > 1
-        else "the beginning of the test part"
+        else "the beginning"
     )
     return {
-        "Text": f"{len(text):,} bytes: {drawn}, which no model was trained on and no setting was chosen by.",
+        "Text": f"{len(text):,} bytes of the test part, which no model was trained on: {drawn}.",
         "Unit": f"{one.measure.capitalize()}: the mean of -log2 p(byte) over the scored bytes.",
         "Scored": one.protocol.words()[0],
         "Read as": f"{one.protocol.words()[1]} The sweep differs in the memory length alone.",
@@ -309,7 +314,7 @@ def _settings(recipe: Recipe, corpus: Corpus, memory_length: int) -> dict[str, s
         "Training": f"{training.steps:,} steps of {training.lanes} lanes × {model.segment_length} tokens, Adam, "
         f"learning rate {training.learning_rate:g} after {training.warmup_steps} steps of warm-up, then a cosine down "
         f"to {training.floor:.0%} of it, gradients clipped at {training.clip_norm:g}",
-        "Numbers": f"matrix products in {training.precision}, everything that is summed up in float32",
+        "Numbers": f"matrix products in {training.precision}; weights, softmax and losses in float32",
         "Seed": str(training.seed),
     }
 
