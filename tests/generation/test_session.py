@@ -173,7 +173,7 @@ def test_a_single_sample_reads_on_after_its_stop_string(make_model: Callable, to
 # Going on later
 
 
-@pytest.mark.parametrize("cut", range(15))
+@pytest.mark.parametrize("cut", [0, 1, 2, 4, 5, 6, 12, 17])
 def test_a_saved_session_goes_on_with_the_same_bits(
     model: LanguageModel, tokenizer: ByteTokenizer, tmp_path: Path, cut: int
 ) -> None:
@@ -189,8 +189,8 @@ def test_a_saved_session_goes_on_with_the_same_bits(
     assert all(torch.equal(ours[0][name], theirs[0][name]) for name in theirs[0])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(cuts=st.lists(st.integers(0, len(PROMPT.encode()) + 20), max_size=5).map(sorted))
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cuts=st.lists(st.integers(0, len(PROMPT.encode()) + 20), max_size=3).map(sorted))
 def test_a_session_may_be_saved_anywhere_in_prompt_and_text(
     make_model: Callable, tokenizer: ByteTokenizer, tmp_path: Path, cuts: list[int]
 ) -> None:
