@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,8 @@ def measure(text: Path, out: Path, options: list[str], cores: int) -> dict[str, 
     """Prepare in a new process on some cores; figures of that, after the result was verified."""
     usable = sorted(os.sched_getaffinity(0))[:cores]
     command = [sys.executable, "-m", "remanence", "prepare", str(text), "--out", str(out), "--quiet", *options]
+    load = os.getloadavg()[0]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     process = subprocess.Popen(command, preexec_fn=lambda: os.sched_setaffinity(0, usable))
     peak = 0
@@ -69,6 +72,7 @@ def measure(text: Path, out: Path, options: list[str], cores: int) -> dict[str, 
     seconds = time.perf_counter() - began
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with exit code {process.returncode}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     corpus = Corpus.open(out, verify=True)
     counts = {split: corpus.manifest["splits"][split]["counts"] for split in corpus.splits}
     size = sum(entry["bytes"] for entry in counts.values())
@@ -76,6 +80,8 @@ def measure(text: Path, out: Path, options: list[str], cores: int) -> dict[str, 
     return {
         "command": " ".join(["remanence prepare", text.name, *options]),
         "seconds": round(seconds, 2),
+        "processor_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
+        "load_of_the_machine_before": round(load, 1),
         "peak_resident_megabytes": round(peak / 1e6, 1),
         "text_megabytes_per_second": round(size / 1e6 / seconds, 1),
         "vocabulary": corpus.vocab_size,
@@ -109,7 +115,12 @@ def machine(cores: int) -> dict[str, Any]:
     model = next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
     )
-    return {"processor": model, "cores_used": cores, "system": f"{platform.system()} {platform.machine()}"}
+    return {
+        "processor": model,
+        "cores_used": cores,
+        "cores_of_the_machine": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
 
 
 def versions() -> dict[str, str]:
@@ -127,17 +138,21 @@ def page(report: dict[str, Any]) -> str:
     lines = [
         f"# {report['what']}",
         "",
-        f"Measured by `python benchmarks/prepare.py` on {machine['cores_used']} cores of an {machine['processor']} "
+        f"Measured by `python benchmarks/prepare.py` on {machine['cores_used']} cores of {machine['processor']} "
         f"({machine['system']}), " + ", ".join(f"{name} {number}" for name, number in report["versions"].items()) + ".",
         f"The file has {report['text']['bytes']:,} bytes as it lies on the disk "
         f"(SHA-256 `{report['text']['sha256']}`). Time is that of the whole command, the start of Python included; "
-        "memory is the peak of all its processes together.",
+        "memory is the peak of all its processes together. Load is the number of processes that wanted a core just "
+        f"before, on a machine of {machine['cores_of_the_machine']} cores: seconds tell of them too, and processor "
+        "seconds do not.",
         "",
-        "| command | seconds | peak resident MB | text MB/s | vocabulary | tokens | bytes per token |",
-        "|---|---|---|---|---|---|---|",
+        "| command | seconds | processor seconds | load before | peak resident MB | text MB/s | vocabulary | tokens | "
+        "bytes per token |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| `{run['command']}` | {run['seconds']} | {run['peak_resident_megabytes']} | "
+        f"| `{run['command']}` | {run['seconds']} | {run['processor_seconds']} | "
+        f"{run['load_of_the_machine_before']} | {run['peak_resident_megabytes']} | "
         f"{run['text_megabytes_per_second']} | {run['vocabulary']:,} | {run['tokens']:,} | {run['bytes_per_token']} |"
         for run in runs.values()
     ]

@@ -239,6 +239,11 @@ def test_lengths_of_zero_are_refused(arguments: tuple[int, int]) -> None:
         Lanes(split(30), *arguments)
 
 
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(InputError, match="0 or more"):
+        Lanes(split(30), 2, 4, seed=-1)
+
+
 def test_an_unknown_protocol_is_refused() -> None:
     with pytest.raises(InputError, match='"published" or "document"'):
         Lanes(split(30), 2, 4, "other")  # pyright: ignore[reportArgumentType]

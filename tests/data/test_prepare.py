@@ -150,6 +150,16 @@ def test_preparing_the_same_standard_input_again_does_nothing(text: Path, monkey
         prepare("-", "out")
 
 
+def test_a_corpus_inside_the_folder_of_its_text_is_not_taken_for_text(text: Path) -> None:
+    said: list[str] = []
+    first = prepare(".", "./out")
+    assert prepare(".", "./out", say=said.append).fingerprint == first.fingerprint
+    assert said
+    assert first.manifest["sources"]["files"] == 1
+    with pytest.raises(InputError, match="All files that were named lie in out"):
+        prepare("out", "out", overwrite=True)
+
+
 def test_another_preparation_in_the_same_folder_is_refused(text: Path) -> None:
     prepare(text, "out")
     with pytest.raises(InputError, match=r"another preparation \(tokenizer is 'byte' there and 'char' here\)"):

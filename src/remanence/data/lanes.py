@@ -68,6 +68,8 @@ class Lanes:
         self, split: Split, lanes: int, segment_length: int, protocol: Protocol = "published", seed: int = 0
     ) -> None:
         _check_shape(lanes, segment_length, protocol)
+        if seed < 0:
+            raise InputError(f"The seed of the lanes is {seed}; it must be 0 or more.")
         self.split = split
         self.lanes = lanes
         self.segment_length = segment_length

@@ -98,6 +98,7 @@ def prepare(
     )
     check_settings(settings, kind, ready)
     out = Path(out) if out is not None else Path("data") / settings.name
+    sourced = _outside(sourced, out)
     try:
         if (same := already(out, settings, sourced, known, overwrite, say)) is not None:
             return same
@@ -293,6 +294,18 @@ def _find(
         if source.path is not None and seen.setdefault(source.path.resolve(), where) != where:
             raise InputError(f"{source.name} was named for two splits; leave it out of one of them.")
     return sourced, tuple(shown_name(name) for name in given)
+
+
+def _outside(sourced: Sourced, out: Path) -> Sourced:
+    """Sources without those that an earlier preparation put there, where the corpus lies in a folder of the text."""
+    inside = out.resolve()
+    kept: Sourced = []
+    for where, source in sourced:
+        if source.given or source.path is None or not source.path.resolve().is_relative_to(inside):
+            kept.append((where, source))
+    if sourced and not kept:
+        raise InputError(f"All files that were named lie in {out}, where the corpus is to go; name another folder.")
+    return kept
 
 
 def _tokenizer(given: str | Path | None, known: Published | None) -> tuple[str, str, Tokenizer | None]:

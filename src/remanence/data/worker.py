@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +20,12 @@ from remanence.errors import InputError
 
 
 def main() -> None:
-    """Answer until standard input ends, which it also does when the process that asks is killed."""
+    """Answer until nobody asks or listens any more, which is also so when the process that asks is killed."""
+    with suppress(BrokenPipeError):
+        _serve()
+
+
+def _serve() -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     # Nothing that a library prints may end up among the answers.
     sys.stdout = sys.stderr
@@ -31,6 +37,8 @@ def main() -> None:
             _send(answers, {"not_text": [error.path, error.offset]})
         except InputError as error:
             _send(answers, {"input_error": str(error)})
+        except BrokenPipeError:
+            raise
         except Exception:
             _send(answers, {"failure": traceback.format_exc()})
 
