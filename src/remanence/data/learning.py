@@ -68,6 +68,8 @@ def _texts(part: Part, bar: Progress) -> Iterator[str]:
         if int((index + 1) * share) > int(index * share):
             yield from _pieces(task)
             bar.advance(len(task))
+    # What the library does once it has read everything takes as long again.
+    bar.stage("Merging", None)
 
 
 def _pieces(task: Task) -> Iterator[str]:

@@ -35,13 +35,21 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bars is not None:
+            if error is None:
+                self._finish()
             self._bars.stop()
 
     def stage(self, what: str, total: int | None) -> None:
-        """Begin a stage of `total` bytes; None where that is not known."""
+        """Begin a stage of `total` bytes; None where that is not known. The one before is done."""
         if self._bars is not None:
+            self._finish()
             self._task = self._bars.add_task(what, total=total or None)
 
     def advance(self, size: int) -> None:
         if self._bars is not None:
             self._bars.advance(self._task, size)
+
+    def _finish(self) -> None:
+        if self._task is not None:
+            completed = next(task.completed for task in self._bars.tasks if task.id == self._task)
+            self._bars.update(self._task, total=completed or 1, completed=completed or 1)
