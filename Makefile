@@ -47,7 +47,7 @@ demo: $(STAMP)
 	@$(VENV)/bin/remanence demo $(DEMO)
 
 test: $(STAMP)
-	@$(RUN) -m pytest --numprocesses $(WORKERS) --dist worksteal --quiet $(TESTS)
+	@$(RUN) -m pytest --numprocesses $(WORKERS) --dist worksteal $(TESTS)
 
 lint: $(STAMP)
 	$(RUN) -m pytest --quiet tests/test_house.py
