@@ -18,7 +18,7 @@ import remanence
 
 EXTRAS = ["tokenizers", "zstandard", "tensorboard", "matplotlib", "transformers", "hypothesis", "beartype", "pytest"]
 
-MADE_OF_AN_EXTRA = {f"remanence.analysis.{name}" for name in ("plots", "report", "svg")}
+MADE_OF_AN_EXTRA = {f"remanence.analysis.{name}" for name in ("demo", "plots", "report", "svg")}
 """Modules that are nothing without their extra, and that others import only inside functions."""
 
 
