@@ -163,6 +163,22 @@ def test_no_tokens_at_all_are_refused(variant: Variant) -> None:
         model(torch.zeros(LANES, 0, dtype=torch.long), model.init_memory(LANES))
 
 
+@pytest.mark.parametrize("token", [19, 1000, -1])
+def test_ids_outside_the_vocabulary_are_refused(variant: Variant, token: int) -> None:
+    model = variant.model()
+    (tokens,) = text(model, 3)
+    tokens[1, 2] = token
+    with pytest.raises(InputError, match="vocabulary"):
+        model(tokens, model.init_memory(LANES))
+
+
+def test_a_memory_shrunk_to_nothing_is_refused_where_windows_are_equal(remembering: Variant) -> None:
+    model = remembering.model(same_length=True)
+    (tokens,) = text(model, 3)
+    with pytest.raises(InputError, match="same_length"):
+        model(tokens, model.init_memory(LANES).resize(0))
+
+
 def test_a_memory_saved_by_one_architecture_is_refused_by_another() -> None:
     xl, lamemo = VARIANTS["transformer-xl"].model(), VARIANTS["lamemo"].model()
     rebuilt = Memory.from_state(*histories(lamemo).state())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from tests.models.variants import LANES, Variant, equal, gap, histories, tensors, text
 from torch import Tensor
@@ -120,6 +121,14 @@ def test_lanes_that_lived_apart_are_joined_and_go_on_as_themselves(variant: Vari
         own, own_memory, _ = model(after[lane : lane + 1], parts[lane // 2][lane])
         assert gap(own, hidden[lane : lane + 1]) < 1e-12
         assert gap(own_memory, memory[lane]) < 1e-12
+
+
+def test_an_open_segment_keeps_its_lanes_from_being_reset(variant: Variant) -> None:
+    model = variant.model()
+    (tokens,) = text(model, 3)
+    opened = model(tokens, histories(model), close=False).memory
+    with pytest.raises(InputError, match="open"):
+        opened.reset(torch.ones(LANES, dtype=torch.bool))
 
 
 def test_lengths_beyond_the_tokens_reach_into_no_other_lane(variant: Variant) -> None:
