@@ -249,3 +249,32 @@ def test_a_draft_has_the_fields_of_its_configuration() -> None:
 
 def test_the_architecture_stands_first_in_the_table_of_the_model(write: Any) -> None:
     assert next(iter(table_of(load_recipe(write()))["model"])) == "architecture"
+
+
+@pytest.mark.parametrize("box", [True, False])
+def test_what_is_missing_is_said_in_one_sentence_whatever_the_terminal_draws(
+    box: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from remanence.commands.generate import Arguments
+    from remanence.config.flags import parse_flags
+
+    if not box:
+        monkeypatch.setenv("LC_ALL", "C")
+        monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    with pytest.raises(InputError) as told:
+        parse_flags(Arguments, [], "remanence generate")
+    assert str(told.value) == "RUN is missing (folder of a run); see remanence generate --help."
+
+
+def test_rules_of_hyphens_are_no_words() -> None:
+    from remanence.config.flags import _words_of
+
+    plain = " Required options \n ------- \n  Missing from x:  \n  RUN \n ------- \n  For full helptext \n \n"
+    assert _words_of(plain) == "Missing from x: RUN"
+
+
+def test_a_seed_that_no_generator_takes_is_refused() -> None:
+    from remanence.config import TrainingSettings
+
+    with pytest.raises(InputError, match="below 2 to the power of 63"):
+        TrainingSettings(seed=2**63)

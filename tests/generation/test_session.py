@@ -376,3 +376,9 @@ def test_a_model_without_tokenizer_is_refused(make_model: Callable) -> None:
 def test_a_stream_of_several_samples_is_refused(make_model: Callable, tokenizer: ByteTokenizer) -> None:
     with pytest.raises(InputError, match="has 2 samples and a stream shows one"):
         next(Session(make_model(), tokenizer, samples=2).stream(1))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_generator_takes_is_refused(seed: int, make_model: Callable, tokenizer: ByteTokenizer) -> None:
+    with pytest.raises(InputError, match="seed"):
+        Session(make_model(), tokenizer, seed=seed)

@@ -83,12 +83,22 @@ def _explain(complaint: str, argv: Sequence[str], flags: dict[str, Any], prog: s
             if flags[flag] is bool:
                 return InputError(f"{written} {told}, but it takes no value; write {flag} or leave it out.")
             return InputError(f"{written} {told}, but it must be {describe(flags[flag])}.")
-    # Between tyro's title and its first rule stands what is wrong; what follows repeats the help.
-    lines = [line.strip("│ ") for line in complaint.splitlines()[1:-1]]
-    told = " ".join(lines[: next((index for index, line in enumerate(lines) if line.startswith("──")), len(lines))])
-    told = " ".join(told.split())
+    told = _words_of(complaint)
+    if missing := re.match(r"Missing from [^:]*: (\S+) (.*?)\.? ?\(required\)", told):
+        return InputError(f"{missing[1]} is missing ({missing[2][:1].lower()}{missing[2][1:]}); see {prog} --help.")
+    if choice := re.match(r"invalid choice '(.*)' for argument '(.*)'", told, re.IGNORECASE):
+        return InputError(f'"{choice[1]}" is not what {choice[2]} may be; see {prog} --help.')
     refused = re.match(r"Error parsing \w+: (.*)$", told)
     return InputError(refused[1] if refused else f"{told.rstrip('.')}; see {prog} --help.")
+
+
+def _words_of(complaint: str) -> str:
+    """What tyro says is wrong: it stands between a title and the first rule; what follows repeats the help."""
+    # Where the terminal has no box characters the frame is blank and the rules are hyphens.
+    lines = [line.strip("│ ") for line in complaint.splitlines()[1:-1]]
+    rules = [index for index, line in enumerate(lines) if index and re.fullmatch("[─-]{2,}", line)]
+    first = 1 if lines and re.fullmatch("[─-]{2,}", lines[0]) else 0
+    return " ".join(" ".join(lines[first : rules[0] if rules else len(lines)]).split())
 
 
 def _values(words: Sequence[str], annotation: Any) -> list[str]:

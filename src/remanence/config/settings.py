@@ -76,6 +76,8 @@ class TrainingSettings:
         at_least(0, training__save_every=self.save_every, training__validation_tokens=self.validation_tokens)
         at_least(0, training__weight_decay=self.weight_decay, training__clip_norm=self.clip_norm)
         at_least(0, training__epsilon=self.epsilon, training__floor=self.floor, training__seed=self.seed)
+        if self.seed >= 2**63:
+            raise InputError(f"training.seed is {self.seed}, but it must be below 2 to the power of 63.")
         if self.learning_rate <= 0:
             raise InputError(f"training.learning_rate is {self.learning_rate:g}, but it must be above 0.")
         if self.floor > 1:

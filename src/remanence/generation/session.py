@@ -41,6 +41,9 @@ BLOCK = 1 << 16
 HEARD = 64
 """Last tokens of a prompt that the decoders are shown, so that text goes on inside a character or a line."""
 
+LARGEST_SEED = 2**63 - 1
+"""What torch's generators take."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -94,6 +97,8 @@ class Session:
             raise InputError(f"The segment length is {segment_length}; it must be at least 1.")
         if memory_length is not None and memory_length < 0:
             raise InputError(f"The memory length is {memory_length}; it must be at least 0.")
+        if not 0 <= seed <= LARGEST_SEED - samples:
+            raise InputError(f"The seed is {seed}; it must be between 0 and {LARGEST_SEED - samples}.")
         self.model, self.tokenizer, self.fingerprint, trained = _parts(model, tokenizer, trained)
         config = self.model.config
         self.samples = samples

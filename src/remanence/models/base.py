@@ -283,11 +283,13 @@ class LanguageModel(nn.Module):
         self._check_memory(memory)
         if self.config.same_length and memory.length == 0:
             raise InputError("The memory has length 0, but with same_length every query would see nothing; resize it.")
-        if tokens.device.type == "cpu" and not torch.compiler.is_compiling() and int(tokens.max()) >= self.vocab_size:
-            raise InputError(
-                f"The tokens go up to {int(tokens.max())}, but the vocabulary has {self.vocab_size} ids, 0 to "
-                f"{self.vocab_size - 1}; prepare the text with the tokenizer of the model."
-            )
+        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = (int(edge) for edge in tokens.aminmax())
+            if low < 0 or high >= self.vocab_size:
+                raise InputError(
+                    f"The tokens go from {low} to {high}, but the vocabulary has {self.vocab_size} ids, 0 to "
+                    f"{self.vocab_size - 1}; prepare the text with the tokenizer of the model."
+                )
         if memory.opened and starts is not None:
             raise InputError(
                 "A document cannot start inside an open segment; end the segment with close(memory) first."

@@ -17,6 +17,6 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):
         usable = "cpu" + (", cuda" if torch.cuda.is_available() else "")
         raise InputError(
-            f'training.device is "{name}", which this machine cannot use; choose auto, {usable}.'
+            f'The device "{name}" was asked for, which this machine cannot use; choose auto, {usable}.'
         ) from None
     return device
