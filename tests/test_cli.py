@@ -59,6 +59,43 @@ def test_an_unknown_command_names_the_nearest(word: str, nearest: str, capsys: p
     )
 
 
+@pytest.mark.parametrize(("word", "nearest"), [("--versoin", "--version"), ("--hlep", "--help")])
+def test_an_unknown_option_names_the_nearest_option(
+    word: str, nearest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([word]) == 2
+    assert f"There is no option {word}; did you mean {nearest}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+    ],
+)
+def test_too_little_memory_is_told_in_a_sentence(
+    error: Exception, command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(argv: list[str], prog: str) -> int:
+        raise error
+
+    command(fail)
+    assert main(["demo"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("remanence: error: This machine has not enough memory") and told.count("\n") == 1
+
+
+def test_a_runtime_error_of_ours_keeps_its_traceback(command: Any) -> None:
+    def fail(argv: list[str], prog: str) -> int:
+        raise RuntimeError("ours")
+
+    command(fail)
+    with pytest.raises(RuntimeError, match="ours"):
+        main(["demo"])
+
+
 def test_a_command_gets_its_arguments_and_gives_the_exit_code(command: Any) -> None:
     given: list[Any] = []
     command(lambda argv, prog: given.append((argv, prog)) or 5)

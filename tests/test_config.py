@@ -135,6 +135,43 @@ def test_a_mistake_in_a_flag_is_told_in_a_sentence(write: Any, flags: str, sente
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [
+        ("--evaluation.same-length", True),
+        ("--evaluation.no-same-length", False),
+        ("--evaluation.same_length --training.steps 2", True),
+        ("--evaluation.same-length True", True),
+        ("--evaluation.same-length=false", False),
+        ("--evaluation.same-length none", None),
+        ("--training.steps 2", None),
+    ],
+)
+def test_a_switch_that_may_be_none_needs_no_value(write: Any, flags: str, value: bool | None) -> None:
+    assert load_recipe(write(), flags.split()).evaluation.same_length is value
+
+
+def test_such_a_switch_stands_before_other_arguments() -> None:
+    from remanence.commands.evaluate import Arguments
+    from remanence.config.flags import parse_flags
+
+    given = parse_flags(Arguments, ["--same-length", "runs/x", "--clamp-length", "4"], "remanence evaluate")
+    assert given.same_length is True and str(given.run) == "runs/x" and given.clamp_length == 4
+    with pytest.raises(InputError, match='--same-length is "5", but it must be true or false'):
+        parse_flags(Arguments, ["runs/x", "--same-length=5"], "remanence evaluate")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../evil", "a/b", "a\\b", "/absolute"])
+def test_a_name_is_one_folder(write: Any, name: str) -> None:
+    with pytest.raises(InputError, match="but it names a folder in runs"):
+        load_recipe(write(TEXT.replace('"small"', f"'{name}'")))
+
+
+def test_a_vocabulary_that_is_open_is_not_told_as_a_number(write: Any) -> None:
+    with pytest.raises(InputError, match=r"below the vocabulary size\.?$"):
+        load_recipe(write(TEXT.replace("vocab_size = 300\n", "").replace("[100, 200]", "[10, 5]")))
+
+
 def test_a_flag_may_mend_what_the_file_has_wrong(write: Any) -> None:
     path = write(TEXT.replace("model_width = 8", "model_width = 7"))
     with pytest.raises(InputError, match="model_width is 7"):

@@ -31,10 +31,15 @@ options:
   --version   the version of the library
 
 example:
-  remanence train recipes/lamemo-books.toml --training.steps 2000
+  remanence prepare wikitext-2
+  remanence train recipes/lamemo-wikitext-2.toml --training.steps 2000
 """
 
 FAILED, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+NO_MEMORY = (
+    "This machine has not enough memory for what was asked; take shorter segments, a shorter memory, fewer lanes or a "
+    "smaller model."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,6 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = BROKEN_PIPE
     except OSError as error:
         code = _fail(_told(error))
+    except MemoryError:
+        code = _fail(NO_MEMORY)
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        code = _fail(NO_MEMORY)
     except ValueError as error:
         # Only our own kind; any other ValueError is a fault of ours, and its traceback is wanted.
         from remanence.errors import InputError
@@ -80,7 +91,8 @@ def _run(argv: list[str]) -> int:
         import difflib
 
         kind = "option" if name.startswith("-") else "command"
-        close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
+        known = ("--help", "--version") if kind == "option" else tuple(COMMANDS)
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         return _fail(f"There is no {kind} {name}; did you mean {close}? See remanence --help.")
     with _warnings_in_sentences():
         return import_module(f"remanence.commands.{name}").main(rest, f"remanence {name}")
@@ -89,6 +101,12 @@ def _run(argv: list[str]) -> int:
 def _fail(sentence: str) -> int:
     print(f"remanence: error: {sentence}", file=sys.stderr)
     return FAILED
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether this is PyTorch's way of saying so; its CPU allocators raise a RuntimeError like any other."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return type(error).__name__ == "OutOfMemoryError" or any(each in str(error) for each in words)
 
 
 def _told(error: OSError) -> str:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from remanence.cli import main
+from remanence.commands import train
+from remanence.config import load_recipe
+from remanence.data.corpus import Split
 from remanence.data.prepare import prepare
+from remanence.errors import InputError
 from remanence.training import load_run
 from remanence.training.log import read_log
 
@@ -105,6 +111,27 @@ def test_validation_reads_no_more_than_asked(recipe: str) -> None:
     assert [each["tokens"] for each in validations] == [199, 199]
 
 
+def test_validation_that_cannot_be_scored_is_told_before_training(
+    tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("only to be read " * 50)
+    (tmp_path / "validation.txt").write_text("x")
+    prepare(tmp_path / "text.txt", tmp_path / "short", validation=tmp_path / "validation.txt", test=0.0)
+    flags = ["--data.corpus", str(tmp_path / "short")]
+    told = fails([recipe, *flags], capsys)
+    assert "There is nothing to score in the validation split of text; prepare" in told
+    assert not Path("runs").exists()
+    assert main(["train", recipe, *flags, "--training.validate-every", "0"]) == 0
+
+
+def test_documents_too_short_to_score_name_the_flag(recipe: str) -> None:
+    split = Split(np.zeros(40, np.uint8), 256, np.array([0, 1, 2]), name="validation")
+    corpus: Any = SimpleNamespace(name="short", split=lambda name: split)
+    settings = load_recipe(recipe, ["--data.protocol", "document", "--training.validation-tokens", "2"])
+    with pytest.raises(InputError, match=r"first 2 tokens of .* short; raise training.validation_tokens from 2"):
+        train._validation_split(corpus, settings)
+
+
 def test_a_corpus_without_validation_is_trained_on(tmp_path: Path, recipe: str) -> None:
     (tmp_path / "text.txt").write_text("only to be read " * 50)
     prepare(tmp_path / "text.txt", tmp_path / "only", validation=0.0, test=0.0)
@@ -156,9 +183,16 @@ def test_settings_without_effect_warn(recipe: str, capsys: pytest.CaptureFixture
         (["small.toml", "--data.corpus", "data/nowhere"], "There is no prepared corpus at data/nowhere"),
         (["small.toml", "--model.vocab-size", "100"], "has 256 token ids, but the recipe's model.vocab_size is 100"),
         (["small.toml", "--resume"], "holds no run"),
-        (["small.toml", "--training.device", "abacus"], 'training.device is "abacus"'),
+        (["small.toml", "--training.device", "abacus"], 'The device "abacus" was asked for'),
         (["small.toml", "--training.learning-rate", "inf"], "training.learning_rate is inf, but it must be a number"),
-        (["."], "There is no recipe recipe.toml"),
+        (["."], "There is no run in ."),
+        (["runs/none", "--resume"], "There is no run in runs/none"),
+        (["small.toml", "--training.validation-tokens", "1"], "training.validation_tokens is 1, but it must be 0"),
+        (["small.toml", "--data.corpus", "data/wikitext-2"], "make it with `remanence prepare wikitext-2`"),
+        (["small.toml", "--data.corpus", ""], "data.corpus is missing"),
+        (["small.toml", "--name", "../evil"], 'error: name is "../evil", but it names a folder in runs'),
+        (["small.toml", "--name", ""], 'error: name is ""'),
+        (["small.toml", "--training.steps", "0"], "error: training.steps is 0, but it must be at least 1.\n"),
     ],
 )
 def test_what_cannot_be_trained_is_told_in_a_sentence_and_nothing_is_written(

@@ -119,8 +119,18 @@ def test_two_processes_do_not_train_one_run(run: Path, make_recipe: Make, train:
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(run: Path, make_recipe: Make, train: Train) -> None:
     before = open_checkpoint(run / "checkpoints" / "last").about["files"]["model.safetensors"]
     shutil.rmtree(run / "checkpoints")
+    lines = (run / "log.jsonl").read_text().splitlines(keepends=True)
+    (run / "log.jsonl").write_text(lines[0])
     assert train(make_recipe(steps=4), run, resume=True).run().steps == 4
     assert open_checkpoint(run / "checkpoints" / "last").about["files"]["model.safetensors"] == before
+
+
+def test_a_run_whose_checkpoints_were_lost_is_not_begun_anew(run: Path, make_recipe: Make, train: Train) -> None:
+    shutil.rmtree(run / "checkpoints")
+    log = (run / "log.jsonl").read_text()
+    with pytest.raises(InputError, match=r"was saved at step 4, but .*last is missing"):
+        train(make_recipe(steps=4), run, resume=True).run()
+    assert (run / "log.jsonl").read_text() == log
 
 
 def test_another_machine_is_told_to_be_inexact(run: Path, make_recipe: Make, train: Train) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from remanence.config import Recipe, SettingWarning, dump_recipe, load_recipe
+from remanence.data import Corpus
 from remanence.errors import InputError
 from remanence.files import read_json
 from remanence.training import Diverged, Result, Trainer
@@ -300,6 +302,35 @@ def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before(
     assert open_checkpoint(tmp_path / "cut" / "checkpoints" / "last").about["step"] == 4
     train(recipe, tmp_path / "cut", resume=True).run()
     assert_same_end(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("save_every", [0, 4, 100])
+def test_a_validation_that_fails_loses_no_step(
+    save_every: int, make_recipe: Make, train: Train, validate: Validate, tmp_path: Path
+) -> None:
+    def fail(model: Any) -> Any:
+        raise InputError("There is nothing to score.")
+
+    recipe = make_recipe(validate_every=6, save_every=save_every)
+    train(recipe, tmp_path / "whole", validate=validate).run()
+    with pytest.raises(InputError, match="nothing to score"):
+        train(recipe, tmp_path / "cut", validate=fail).run()
+    assert open_checkpoint(tmp_path / "cut" / "checkpoints" / "last").about["step"] == 6
+    result = train(recipe, tmp_path / "cut", validate=validate, resume=True).run()
+    assert_same_end(tmp_path / "whole", tmp_path / "cut")
+    assert open_checkpoint(tmp_path / "cut" / "checkpoints" / "last").about["best"] == result.best
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_every_split_is_opened_before_anything_is_trained(
+    name: str, corpus: Corpus, make_recipe: Make, train: Train, tmp_path: Path
+) -> None:
+    shutil.copytree(corpus.folder, tmp_path / "damaged")
+    documents = tmp_path / "damaged" / f"{name}.documents"
+    documents.write_bytes(b"\xff" + documents.read_bytes()[1:])
+    with pytest.raises(InputError, match=f"{name}.documents of the corpus"):
+        train(make_recipe(), tmp_path / "run", corpus=Corpus.open(tmp_path / "damaged"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_nothing_is_written_when_the_text_is_too_short(make_recipe: Make, train: Train, tmp_path: Path) -> None:

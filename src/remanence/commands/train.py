@@ -14,8 +14,9 @@ import tyro
 from remanence.config import Recipe
 from remanence.config.flags import parse_flags
 from remanence.config.recipe import draft_recipe, settle, take_architecture, unsized
-from remanence.data import Corpus
+from remanence.data import Corpus, Lanes
 from remanence.data.corpus import Split
+from remanence.data.published import PUBLISHED
 from remanence.errors import InputError
 from remanence.evaluation import Protocol, evaluate
 from remanence.models import LanguageModel, config_class
@@ -30,7 +31,8 @@ after a recipe shows its own settings.
 Ctrl-C and SIGTERM save and stop (exit codes 130 and 143). A run that was stopped or killed goes on
 with --resume as if nothing had happened.
 
-Example: remanence train recipes/lamemo-books.toml --model.memory-length 256 --training.steps 2000
+Example: remanence train recipes/lamemo-wikitext-2.toml --model.memory-length 256 --training.steps 2000
+(its corpus is made by: remanence prepare wikitext-2)
 """
 
 
@@ -51,13 +53,15 @@ def main(argv: Sequence[str], prog: str) -> int:
     arguments = parse(argv, prog)
     recipe = arguments.recipe
     folder = arguments.folder or Path("runs") / recipe.name
-    corpus = Corpus.open(recipe.data.corpus)
-    splits = [corpus.split(name) for name in corpus.splits if name == "validation"]
+    corpus = _open_corpus(recipe.data.corpus)
+    validated = "validation" in corpus.splits and recipe.training.validate_every > 0
+    split = _validation_split(corpus, recipe) if validated else None
 
     def validate(model: LanguageModel) -> dict[str, Any]:
-        return validation(model, splits[0], recipe, corpus, trainer.state.precision)
+        assert split is not None
+        return validation(model, split, recipe, corpus, trainer.state.precision)
 
-    trainer = Trainer(recipe, corpus, folder, validate=validate if splits else None, resume=arguments.resume)
+    trainer = Trainer(recipe, corpus, folder, validate=validate if validated else None, resume=arguments.resume)
     result = trainer.run()
     return 0 if result.signal is None else 128 + result.signal
 
@@ -67,9 +71,11 @@ def parse(argv: Sequence[str], prog: str = "remanence train") -> Arguments:
     if not argv or argv[0].startswith("-"):
         if {"-h", "--help"} & set(argv):
             parse_flags(Arguments, ["--help"], prog, HELP, default=_template())
-        raise InputError(f"A recipe comes first: {prog} recipes/lamemo-books.toml; see {prog} --help.")
+        raise InputError(f"A recipe comes first: {prog} recipes/lamemo-wikitext-2.toml; see {prog} --help.")
     path = Path(argv[0])
     is_run = path.is_dir()
+    if not (path / "recipe.toml").is_file() and (is_run or ("--resume" in argv and path.suffix != ".toml")):
+        raise InputError(f"There is no run in {path}; give a recipe, or the folder of a run and --resume.")
     architecture, flags = take_architecture(argv[1:])
     draft = draft_recipe(path / "recipe.toml" if is_run else path, architecture)
     default = Arguments(path, draft, folder=path if is_run else None)
@@ -80,15 +86,8 @@ def parse(argv: Sequence[str], prog: str = "remanence train") -> Arguments:
 
 
 def validation(model: LanguageModel, split: Split, recipe: Recipe, corpus: Corpus, precision: Any) -> dict[str, Any]:
-    """The score of the validation split at the lengths of training, as numbers for the log."""
-    limit = recipe.training.validation_tokens
-    if limit and limit < len(split):
-        split = dataclasses.replace(
-            split, tokens=split.tokens[:limit], documents=split.documents[split.documents < limit]
-        )
-    # Every lane begins cold, so that a short text is not read by as many lanes as training has.
-    fitting = max(1, len(split) // (4 * recipe.model.segment_length))
-    protocol = Protocol(starts=recipe.data.protocol, lanes=min(recipe.training.lanes, fitting), precision=precision)
+    """The score of `split` at the lengths of training, as numbers for the log."""
+    protocol = Protocol(starts=recipe.data.protocol, lanes=_lanes(split, recipe), precision=precision)
     score = evaluate(model, split, protocol, corpus=corpus.name)
     numbers = {name: getattr(score, name) for name in ("bits_per_byte", "bits_per_character", "perplexity")}
     return {
@@ -98,6 +97,44 @@ def validation(model: LanguageModel, split: Split, recipe: Recipe, corpus: Corpu
         "tokens": score.tokens,
         "seconds": round(score.seconds, 3),
     }
+
+
+def _open_corpus(folder: str) -> Corpus:
+    if not folder:
+        raise InputError("data.corpus is missing; give the folder of a prepared corpus by --data.corpus.")
+    path = Path(folder)
+    if not path.is_dir():
+        # The standard place of a corpus known by name; the text of any other is the user's.
+        made = path.name if path.name in PUBLISHED and path.parent == Path("data") else f"TEXT --out {path}"
+        raise InputError(
+            f"There is no prepared corpus at {path}; make it with `remanence prepare {made}`, or name another by "
+            "--data.corpus."
+        )
+    return Corpus.open(path)
+
+
+def _validation_split(corpus: Corpus, recipe: Recipe) -> Split:
+    """What validation reads. Raises InputError when it cannot be scored, which must not be found out after training."""
+    split, limit = corpus.split("validation"), recipe.training.validation_tokens
+    if limit and limit < len(split):
+        split = dataclasses.replace(
+            split, tokens=split.tokens[:limit], documents=split.documents[split.documents < limit]
+        )
+    try:
+        Lanes.once(split, _lanes(split, recipe), recipe.model.segment_length, recipe.data.protocol)
+    except InputError:
+        part = f"the first {len(split):,} tokens of " if limit else ""
+        raise InputError(
+            f"There is nothing to score in {part}the validation split of {corpus.name}; "
+            + (f"raise training.validation_tokens from {limit:,}, " if limit else "")
+            + "prepare the corpus with more validation text, or set training.validate_every to 0."
+        ) from None
+    return split
+
+
+def _lanes(split: Split, recipe: Recipe) -> int:
+    """Every lane begins cold, so that a short text is not read by as many lanes as training has."""
+    return min(recipe.training.lanes, max(1, len(split) // (4 * recipe.model.segment_length)))
 
 
 def _template() -> Arguments:

@@ -34,6 +34,7 @@ def parse_flags(
     (default: the docstring of `kind`). `--help` prints the help and raises SystemExit(0). Raises InputError, in one
     sentence, for unknown flags (naming the nearest valid one), wrong values and missing arguments.
     """
+    argv = _with_switch_values(argv, flag_types(kind, default))
     options: dict[str, Any] = {"prog": prog, "description": description, "args": list(argv)}
     if default is not None:
         options["default"] = default
@@ -65,6 +66,32 @@ def flag_types(kind: Any, default: Any = None, prefix: str = "--") -> dict[str, 
     return flags
 
 
+def _with_switch_values(argv: Sequence[str], flags: dict[str, Any]) -> list[str]:
+    """Give switches that may also be None their value: `--x` means `--x True` and `--no-x` means `--x False`."""
+    values = {"true": "True", "false": "False", "none": "None"}
+    words: list[str] = []
+    for position, word in enumerate(argv):
+        if word == "--":
+            return [*words, *argv[position:]]
+        written, attached, value = word.partition("=")
+        canonical = written.replace("_", "-")
+        positive = re.sub(r"(--|\.)no-([^.]*)$", r"\1\2", canonical)
+        flag = canonical if canonical in flags else positive
+        if written.startswith("--") and flag in flags and set(union_of(flags[flag])) == {bool, type(None)}:
+            following = argv[position + 1].lower() if position + 1 < len(argv) else ""
+            if attached:
+                words.append(f"{written}={values.get(value.lower(), value)}")
+            elif flag == canonical and following in values:
+                words.append(written)
+            else:
+                words += [flag, str(flag == canonical)]
+        elif words and words[-1] in flags and set(union_of(flags[words[-1]])) == {bool, type(None)}:
+            words.append(values.get(word.lower(), word))
+        else:
+            words.append(word)
+    return words
+
+
 def _explain(complaint: str, argv: Sequence[str], flags: dict[str, Any], prog: str) -> InputError:
     """The error for what tyro refused: our own sentence where a flag is at fault, and tyro's words otherwise."""
     for position, word in enumerate(argv):
@@ -88,7 +115,7 @@ def _explain(complaint: str, argv: Sequence[str], flags: dict[str, Any], prog: s
         return InputError(f"{missing[1]} is missing ({missing[2][:1].lower()}{missing[2][1:]}); see {prog} --help.")
     if choice := re.match(r"invalid choice '(.*)' for argument '(.*)'", told, re.IGNORECASE):
         return InputError(f'"{choice[1]}" is not what {choice[2]} may be; see {prog} --help.')
-    refused = re.match(r"Error parsing \w+: (.*)$", told)
+    refused = re.match(r"Error parsing [\w.-]+: (.*)$", told)
     return InputError(refused[1] if refused else f"{told.rstrip('.')}; see {prog} --help.")
 
 
@@ -124,7 +151,12 @@ def _fits(annotation: Any, words: Sequence[str]) -> bool:
         return len(items) == len(words) and all(_fits(item, [word]) for item, word in zip(items, words, strict=True))
     if len(union_of(annotation)) > 1:
         return any(
-            words == ["None"] if option is type(None) else _fits(option, words) for option in union_of(annotation)
+            words == ["None"]
+            if option is type(None)
+            else words in (["True"], ["False"])
+            if option is bool
+            else _fits(option, words)
+            for option in union_of(annotation)
         )
     if len(words) != 1:
         return bool(words) or annotation not in (int, float, str)

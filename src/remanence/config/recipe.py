@@ -10,6 +10,7 @@ name = "lamemo-books"
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,14 @@ class Recipe:
     """The configuration of one architecture. Its vocab_size is None until a corpus has told it (`sized`)."""
     training: TrainingSettings = field(default_factory=TrainingSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    def __post_init__(self) -> None:
+        # Only a text is checked: a help without a recipe shows a name that is still missing.
+        if isinstance(self.name, str) and (self.name in ("", ".", "..") or re.search(r"[/\\\0]", self.name)):
+            raise InputError(
+                f'name is "{self.name}", but it names a folder in runs; give one without / and \\, and place the run '
+                "elsewhere by --folder."
+            )
 
     @property
     def architecture(self) -> str:
@@ -197,7 +206,13 @@ def _model_from(table: Mapping[str, Any], architecture: str, check: bool = True)
     if tentative.vocab_size is not None:
         return kind(**values)
     values["vocab_size"] = VOCABULARY_TO_TRY
-    kind(**values)
+    try:
+        kind(**values)
+    except InputError as error:
+        # The stand-in is nothing that the reader of the sentence has ever given.
+        raise InputError(
+            str(error).replace(f"the vocabulary size {VOCABULARY_TO_TRY}", "the vocabulary size")
+        ) from None
     return tentative
 
 

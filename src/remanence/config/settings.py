@@ -74,6 +74,8 @@ class TrainingSettings:
         at_least(1, training__accumulation=self.accumulation, training__log_every=self.log_every)
         at_least(0, training__warmup_steps=self.warmup_steps, training__validate_every=self.validate_every)
         at_least(0, training__save_every=self.save_every, training__validation_tokens=self.validation_tokens)
+        if self.validation_tokens == 1:
+            raise InputError("training.validation_tokens is 1, but it must be 0, for all of the split, or at least 2.")
         at_least(0, training__weight_decay=self.weight_decay, training__clip_norm=self.clip_norm)
         at_least(0, training__epsilon=self.epsilon, training__floor=self.floor, training__seed=self.seed)
         if self.seed >= 2**63:

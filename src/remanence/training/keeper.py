@@ -13,6 +13,7 @@ from remanence.files import write_text
 from remanence.training.checkpoint import exists, open_checkpoint, save_checkpoint
 from remanence.training.folder import RunFolder
 from remanence.training.identity import check_same_run
+from remanence.training.log import read_log
 from remanence.training.state import State
 from remanence.training.weights import weights
 
@@ -41,6 +42,7 @@ class Keeper:
         checkpoint is damaged, of another recipe or of another text.
         """
         if not exists(self.folder.last):
+            self._check_nothing_saved()
             return []
         checkpoint = open_checkpoint(self.folder.last)
         check_same_run(checkpoint.about["recipe"], self.recipe, str(checkpoint.folder))
@@ -55,6 +57,16 @@ class Keeper:
         before, now = checkpoint.about["resumption"]["machine"], self.state.machine
         return [f"{what} was {before[what]} and is now {now[what]}" for what in now if now[what] != before[what]]
 
+    def _check_nothing_saved(self) -> None:
+        """Raise InputError where the log knows of a checkpoint: a run that was saved must not begin anew."""
+        records = read_log(self.folder.log) if self.folder.log.exists() else []
+        steps = [each["step"] for each in records if each.get("kind") in ("validation", "stop", "end")]
+        if any(steps) or exists(self.folder.best):
+            raise InputError(
+                f"{self.folder.path} was saved at step {max(steps, default=0):,}, but {self.folder.last} is missing; "
+                "put the checkpoint back, or start a new run in another folder by --folder."
+            )
+
     def _about(self) -> dict[str, Any]:
         """All that is needed to use the weights without the corpus at hand."""
         corpus, progress, distances = self.corpus, self.state.progress, self.state.distances
@@ -65,6 +77,7 @@ class Keeper:
                 "name": corpus.name,
                 "unit": corpus.unit,
                 "fingerprint": corpus.fingerprint,
+                "tokenizer": corpus.tokenizer.fingerprint,
                 "vocab_size": corpus.vocab_size,
                 "counts": {name: dict(corpus.split(name).counts) for name in corpus.splits},
             },

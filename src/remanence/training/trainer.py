@@ -68,6 +68,9 @@ class Trainer:
         self.corpus, self.validate, self.resume = corpus, validate, resume
         self.console = console or Console(stderr=True)
         self.folder = RunFolder(Path(folder))
+        for name in corpus.splits:
+            # A damaged one is found now rather than by the first save, after training.
+            corpus.split(name)
         if resume:
             check_same_run(table_of(self.folder.read_recipe()), recipe, str(self.folder.path))
         else:
@@ -137,15 +140,21 @@ class Trainer:
         settings, progress = self.settings, self.state.progress
         while interrupts.signal is None:
             last = progress.step >= settings.steps
-            if self.validate and progress.step > progress.validated_at and self._is_due(settings.validate_every, last):
+            validate = self.validate if self._is_due(settings.validate_every, last) else None
+            if progress.step == progress.validated_at:
+                validate = None
+            if progress.step > journal.saved_at and (validate or last or self._is_due(settings.save_every, last)):
+                # Before validating, which may fail, or take long: no step is lost by it.
+                self._save(journal)
+            if validate:
                 try:
                     with interrupts.at_once():
-                        measured = self._validate(journal, self.validate)
+                        measured = self._validate(journal, validate)
                 except Interrupted:
                     return False
                 self._judge(journal, measured)
-            if progress.step > journal.saved_at and (last or self._is_due(settings.save_every, last)):
-                self._save(journal)
+                if last:
+                    self._save(journal)
             if last:
                 return True
             self._step(journal)
