@@ -163,3 +163,25 @@ def test_help_does_not_wait_for_torch() -> None:
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, env=os.environ, check=False).returncode == 0
     )
+
+
+def test_a_segment_may_be_longer_than_the_text(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exact, beyond = (scores_of(capsys, run, "--segment-length", length, "--lanes", 1) for length in (10**4, 10**7))
+    assert beyond[0]["nats"] == exact[0]["nats"]
+
+
+def test_every_length_of_a_sweep_is_told_when_it_is_done(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run), "--memory-length", "0", "5"]) == 0
+    captured = capsys.readouterr()
+    assert [line.split(":")[0] for line in captured.err.splitlines()] == ["memory 0", "memory 5"]
+    assert all(line == line.rstrip() for line in captured.out.splitlines())
+
+
+def test_newlines_that_were_left_out_are_part_of_the_protocol(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = Path(shutil.copytree(load_run(run).recipe.data.corpus, tmp_path / "corpus"))
+    manifest = json.loads((corpus / "manifest.json").read_text())
+    manifest["settings"]["legacy_newlines"] = True
+    (corpus / "manifest.json").write_text(json.dumps(manifest))
+    assert scores_of(capsys, run, "--corpus", corpus)[0]["protocol"]["corpus"].endswith("legacy_newlines)")

@@ -198,7 +198,7 @@ def test_control_characters_are_made_visible_on_a_terminal(monkeypatch: pytest.M
 
 REFUSED = {
     "no run": (["{missing}"], "holds no run"),
-    "no prompt file": (["{run}", "--prompt-file", "{missing}"], "No such file"),
+    "no prompt file": (["{run}", "--prompt-file", "{missing}"], "does not exist; check the path"),
     "several prompts": (["{run}", "-", "--prompt", "x"], "Several prompts were given"),
     "a negative number of tokens": (["{run}", "--max-tokens", "-1"], "--max-tokens is -1"),
     "no samples": (["{run}", "--samples", "0"], "0 samples were asked for"),
@@ -207,7 +207,7 @@ REFUSED = {
     "an empty stop string": (["{run}", "--stop", ""], "stop string is empty"),
     "a negative memory": (["{run}", "--memory-length", "-1"], "memory length is -1"),
     "segments of 0": (["{run}", "--segment-length", "0"], "segment length is 0"),
-    "no memory file": (["{run}", "--memory-in", "{missing}"], "no memory file"),
+    "no memory file": (["{run}", "--memory-in", "{missing}"], "does not exist; check the path"),
     "the memory of another model": (["{other}", "--memory-in", "{memory}"], "the memory of a lamemo model"),
     "a damaged memory": (["{run}", "--memory-in", "{damaged}"], "altered"),
     "a length beside a memory": (["{run}", "--memory-in", "{memory}", "--memory-length", "3"], "leave one of the two"),
@@ -254,3 +254,33 @@ def test_mistakes_are_one_sentence_and_leave_nothing_behind(
 def test_the_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--help"]) == 0
     assert "Example: remanence generate " in capsys.readouterr().out
+
+
+def test_a_file_that_is_no_memory_is_never_replaced(run: Path, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("mine")
+    assert main(["generate", str(run), "--memory-out", str(path), "--max-tokens", "1"]) == 2
+    assert "exists and is no memory file" in capsys.readouterr().err and path.read_text() == "mine"
+
+
+def test_a_memory_file_may_be_replaced(generate: Callable[..., str], tmp_path: Path) -> None:
+    for _ in range(2):
+        generate("--memory-out", tmp_path / "memory", "--max-tokens", 1)
+
+
+@pytest.mark.parametrize("flag", ["--prompt-file", "--memory-in"])
+def test_a_folder_or_nothing_is_no_file_to_read(run: Path, tmp_path: Path, capsys: Any, flag: str) -> None:
+    for path, fault in ((tmp_path, "is a folder"), (tmp_path / "none", "does not exist")):
+        assert main(["generate", str(run), flag, str(path)]) == 2
+        assert f"{flag} {path} {fault}" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_with_the_file(
+    run: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Session, "save", full)
+    assert main(["generate", str(run), "--memory-out", str(tmp_path / "memory"), "--max-tokens", "1"]) == 2
+    assert "memory could not be written (No space left on device); make room" in capsys.readouterr().err

@@ -128,3 +128,8 @@ def test_an_interrupt_leaves_nothing_and_no_process(text: Path, number: signal.S
         process.send_signal(number)
         assert process.wait(20) == code
     assert sorted(path.name for path in text.iterdir()) == ["text.txt"]
+
+
+def test_a_percentage_is_told_how_to_be_written() -> None:
+    with pytest.raises(InputError, match=r"5% is no fraction of the text; write 0\.05"):
+        run("text.txt --validation 5%")

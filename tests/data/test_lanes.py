@@ -64,7 +64,7 @@ def test_a_lane_that_does_not_start_goes_on_where_it_ended(
         return
     last: dict[int, int] = {}
     for batch in once:
-        lengths = [length] * lanes if batch.lengths is None else batch.lengths.tolist()
+        lengths = [batch.tokens.shape[1]] * lanes if batch.lengths is None else batch.lengths.tolist()
         for lane in range(lanes):
             if not lengths[lane]:
                 continue
@@ -262,3 +262,9 @@ def test_tokens_are_64_bit_whatever_the_file_holds() -> None:
     batch = Lanes(split(30), 2, 4).next()
     assert batch.tokens.dtype == batch.targets.dtype == torch.int64
     assert batch.lengths is None
+
+
+@pytest.mark.parametrize(("protocol", "width"), [("published", 15), ("document", 20)])
+def test_batches_are_no_wider_than_the_text_of_a_lane(protocol: Any, width: int) -> None:
+    batches = [*Lanes.once(split(30, (0, 9)), 2, 10**12, protocol)]
+    assert [batch.tokens.shape for batch in batches] == [(2, width)]

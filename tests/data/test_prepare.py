@@ -437,3 +437,30 @@ def test_memory_stays_bounded_whatever_the_size_of_the_text(text: Path) -> None:
         for name in ("text.txt", "large.txt")
     ]
     assert used[1] - used[0] < 60_000  # of 46 MB of text, in kilobytes; most of it is fixed by the size of a task
+
+
+def test_a_prepared_corpus_is_no_text(text: Path) -> None:
+    prepare(text, "out")
+    with pytest.raises(InputError, match="out is a prepared corpus, not text"):
+        prepare("out", "again")
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a\\b"])
+def test_a_name_is_one_plain_folder_name(text: Path, name: str) -> None:
+    with pytest.raises(InputError, match="one plain folder name"):
+        prepare(text, name=name)
+
+
+def test_a_damaged_result_is_not_taken_for_the_same_one(text: Path) -> None:
+    prepare(text, "out")
+    tokens = bytearray(Path("out/train.tokens").read_bytes())
+    tokens[3] ^= 1
+    Path("out/train.tokens").write_bytes(tokens)
+    with pytest.raises(InputError, match=r"was altered.*--overwrite"):
+        prepare(text, "out")
+
+
+def test_a_separator_that_divides_nothing_is_told(text: Path) -> None:
+    told: list[str] = []
+    prepare(text, "out", separator="zzz", say=told.append)
+    assert told and "'zzz' divides nothing" in told[0]

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from remanence.commands.options import option
 from remanence.config.flags import parse_flags
 from remanence.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from remanence.data import Corpus
     from remanence.evaluation import Protocol, Score
     from remanence.training import Run
@@ -29,6 +32,9 @@ also written to the run's folder, as evaluation-*.json.
 Example: remanence evaluate runs/lamemo-books --memory-length 0 64 128 256
 """
 
+UNWRAPPED = 1 << 16
+"""Columns where there is no terminal."""
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -38,21 +44,21 @@ class Arguments:
     """Folder of a run."""
     split: Literal["train", "validation", "test"] = "test"
     """Part of the corpus to score."""
-    memory_length: tuple[int, ...] = ()
+    memory_length: Annotated[tuple[int, ...], option("N [N ...]")] = ()
     """Positions remembered; several lengths give a line each."""
-    segment_length: int | None = None
+    segment_length: Annotated[int | None, option("N")] = None
     """Tokens read at once."""
-    protocol: Literal["published", "document"] | None = None
+    protocol: Annotated[Literal["published", "document"] | None, option("{published,document}")] = None
     """published: one stream, nothing is forgotten; document: the memory is forgotten where a document begins."""
-    lanes: int | None = None
-    """Parts of the text that are read side by side, each beginning without memory; 1 is the cleanest and slowest."""
-    corpus: Path | None = None
+    lanes: Annotated[int | None, option("N")] = None
+    """Parts of the text that are read side by side, each beginning without memory; 1 is cleanest and slowest."""
+    corpus: Annotated[Path | None, option("DIR")] = None
     """Another prepared corpus than the one of the recipe, made with the same tokenizer."""
     checkpoint: Literal["best", "last"] = "best"
     """The weights with the best validation, or the last ones."""
-    clamp_length: int | None = None
+    clamp_length: Annotated[int | None, option("N")] = None
     """Treat distances above this as this; takes the place of holding them."""
-    same_length: bool | None = None
+    same_length: Annotated[bool | None, option("True|False")] = None
     """Let every token see the same number of tokens."""
     hold_distances: bool = True
     """Hold distances at the largest of training where the memory or the segment is longer."""
@@ -76,7 +82,17 @@ def main(argv: Sequence[str], prog: str) -> int:
     from remanence.training.device import choose_device
 
     run = load_run(arguments.run, arguments.checkpoint, device=choose_device(arguments.device))
+    if arguments.corpus is None and not Path(run.recipe.data.corpus).is_dir():
+        raise InputError(
+            f"There is no prepared corpus at {run.recipe.data.corpus}, where the run had it; name it with --corpus, or "
+            "start from the folder that training was started from."
+        )
     corpus = Corpus.open(arguments.corpus or run.recipe.data.corpus)
+    if arguments.split not in corpus.splits:
+        raise InputError(
+            f"The corpus {corpus.name} has no {arguments.split} split; give --split {' or '.join(corpus.splits)}, or "
+            "name another corpus with --corpus."
+        )
     _check_tokenizer(corpus, run)
     lengths = list(dict.fromkeys(arguments.memory_length)) or [run.recipe.evaluation.memory_length]
     scores = _scores(arguments, run, corpus, lengths)
@@ -123,17 +139,38 @@ def _scores(arguments: Arguments, run: Run, corpus: Corpus, lengths: Sequence[in
             lengths,
             protocol_of(arguments, run),
             trained=run.distances,
-            corpus=corpus.name,
+            corpus=_text_name(corpus),
             measurements=kinds,
+            finished=_told
+            if len(lengths) > 1 and not arguments.json and not sys.stderr.isatty()
+            else lambda score: None,
             progress=progress,
         )
 
 
+def _told(score: Score) -> None:
+    """A line on standard error: a sweep takes long, and its table comes at the end."""
+    where = f"memory {score.protocol.memory_length:,}"
+    print(f"{where}: {score.headline} ({score.seconds:.1f} seconds)", file=sys.stderr, flush=True)
+
+
+def _text_name(corpus: Corpus) -> str:
+    """What the protocol calls the text. enwik8 without its newlines is another text, with other numbers."""
+    without = corpus.manifest.get("settings", {}).get("legacy_newlines")
+    return f"{corpus.name} (without its newlines: legacy_newlines)" if without else corpus.name
+
+
 def _check_tokenizer(corpus: Corpus, run: Run) -> None:
     if corpus.tokenizer.fingerprint != run.tokenizer.fingerprint:
+        one, other = corpus.tokenizer.name, run.tokenizer.name
+        difference = (
+            f"another {one} vocabulary than the run was trained with"
+            if one == other
+            else f"another tokenizer ({one}) than the one the run was trained with ({other})"
+        )
         raise InputError(
-            f"The corpus {corpus.name} was prepared with another tokenizer ({corpus.tokenizer.name}) than the one "
-            f"the run was trained with ({run.tokenizer.name}); prepare it with the one in {run.folder / 'tokenizer'}."
+            f"The corpus {corpus.name} was prepared with {difference}; prepare it with the one in "
+            f"{run.folder / 'tokenizer'}."
         )
 
 
@@ -141,10 +178,17 @@ def _show(scores: Sequence[Score], run: Run) -> None:
     """The table, and beneath it the protocol in words."""
     from rich.console import Console
 
+    # In a file or a pipe nothing is wrapped.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else UNWRAPPED)
+    with console.capture() as captured:
+        _print(scores, run, console)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _print(scores: Sequence[Score], run: Run, console: Console) -> None:
     from remanence.commands import tables
     from remanence.evaluation.protocol import in_words
 
-    console = Console(highlight=False)
     console.print(f"{run.recipe.name}, {run.model.config.architecture}, {run.which} checkpoint, step {run.step:,}")
     console.print(tables.scores(scores))
     for sentence in in_words([score.protocol for score in scores]):
@@ -155,7 +199,11 @@ def _show(scores: Sequence[Score], run: Run) -> None:
     if "interpolation" in scores[0].measurements:
         kept = tables.interpolation(scores)
         console.print("")
-        console.print(kept or "No slot was filled, or the model does not blend old content with new.")
+        architecture = run.model.config.architecture
+        blends = architecture == "lamemo"
+        console.print(
+            kept or ("No slot was filled." if blends else f"A {architecture} does not blend old content with new.")
+        )
 
 
 @contextlib.contextmanager

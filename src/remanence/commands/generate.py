@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import tyro
 
+from remanence.commands.options import option
 from remanence.config.flags import parse_flags
 from remanence.errors import InputError
 
@@ -44,37 +45,38 @@ class Arguments:
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of a run."""
-    standard_input: Annotated[tyro.conf.Positional[Literal["-", ""]], tyro.conf.arg(metavar="-")] = ""
+    standard_input: Annotated[tyro.conf.Positional[Literal["-", ""]], option("[-]")] = ""
     """Read the prompt from standard input."""
-    prompt: str | None = None
+    prompt: Annotated[str | None, option("TEXT")] = None
     """Text to go on from."""
-    prompt_file: Path | None = None
+    prompt_file: Annotated[Path | None, option("FILE")] = None
     """File with the text to go on from, taken as it is."""
     max_tokens: int = 200
     """How many tokens to draw at most."""
-    samples: int | None = None
-    """How many texts to draw side by side. (1)"""
-    temperature: float | None = None
-    """Below 1 sharper, above 1 more varied; 0 always takes the most probable token. (1)"""
-    top_k: int | None = None
-    """Draw from the k most probable tokens only; 0 from all. (0)"""
-    top_p: float | None = None
-    """Draw from the most probable tokens that together have this probability; 1 from all. (1)"""
-    min_p: float | None = None
-    """Draw from tokens at least this many times as probable as the most probable one; 0 from all. (0)"""
-    seed: int | None = None
-    """The same seed gives the same text; sample i draws with seed + i. (0)"""
+    samples: Annotated[int | None, option("N")] = None
+    """How many texts to draw side by side; 1 unless given."""
+    temperature: Annotated[float | None, option("X")] = None
+    """Below 1 sharper, above 1 more varied; 0 always takes the most probable token; 1 unless given."""
+    top_k: Annotated[int | None, option("N")] = None
+    """Draw from the k most probable tokens only; 0, from all, unless given."""
+    top_p: Annotated[float | None, option("X")] = None
+    """Draw from the most probable tokens that together have this probability; 1, from all, unless given."""
+    min_p: Annotated[float | None, option("X")] = None
+    """Draw from tokens at least this many times as probable as the most probable one; 0, from all, unless
+    given."""
+    seed: Annotated[int | None, option("N")] = None
+    """The same seed gives the same text; sample i draws with seed + i; 0 unless given."""
     stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """End where this text appears, which is not shown; may be given several times."""
-    memory_length: int | None = None
+    memory_length: Annotated[int | None, option("N")] = None
     """Positions remembered; as in training unless given."""
-    segment_length: int | None = None
+    segment_length: Annotated[int | None, option("N")] = None
     """Tokens after which a segment is closed; as in training unless given."""
     hold_distances: bool = True
     """Hold distances at the largest of training where the memory or the segment is longer."""
-    memory_in: Path | None = None
+    memory_in: Annotated[Path | None, option("FILE")] = None
     """Go on from this file. Settings that are not given are those that were saved."""
-    memory_out: Path | None = None
+    memory_out: Annotated[Path | None, option("FILE")] = None
     """Write what is needed to go on to this file."""
     checkpoint: Literal["best", "last"] = "best"
     """The weights with the best validation, or the last ones."""
@@ -182,6 +184,27 @@ def _check(arguments: Arguments) -> None:
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         fault = "is a folder" if out.is_dir() else f"lies in {out.parent}, which is no folder"
         raise InputError(f"--memory-out {out} {fault}; name a file in a folder that exists.")
+    if out is not None and out.exists() and not _may_be_replaced(out):
+        raise InputError(f"--memory-out {out} exists and is no memory file; name another file.")
+    for flag, path in (("--prompt-file", arguments.prompt_file), ("--memory-in", arguments.memory_in)):
+        if path is not None and (path.is_dir() or not path.exists()):
+            fault = "is a folder" if path.is_dir() else "does not exist"
+            raise InputError(f"{flag} {path} {fault}; check the path and name a file.")
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Whether a file is empty or was written by --memory-out, whole or not: nothing else may be lost."""
+    import safetensors
+
+    if not path.is_file():
+        return False
+    if not path.stat().st_size:
+        return True
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return str((file.metadata() or {}).get("format", "")).startswith("remanence-memory")
+    except (safetensors.SafetensorError, OSError):
+        return False
 
 
 @contextlib.contextmanager
@@ -304,5 +327,12 @@ def _print_json(
 
 
 def _keep(session: Session, arguments: Arguments) -> None:
-    if arguments.memory_out is not None:
+    if arguments.memory_out is None:
+        return
+    try:
         session.save(arguments.memory_out)
+    except OSError as error:
+        raise InputError(
+            f"--memory-out {arguments.memory_out} could not be written ({error.strerror or error}); make room or name "
+            "another file, and generate again with the same seed."
+        ) from None

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from remanence.commands.options import option
 from remanence.config.flags import parse_flags
+from remanence.errors import InputError
 
 if TYPE_CHECKING:
     from remanence.data import Corpus
@@ -42,11 +44,6 @@ ESCAPES = {r"\f": "\f", r"\t": "\t", r"\0": "\0", r"\x1e": "\x1e"}
 """What a shell cannot type easily."""
 
 
-def _option(metavar: str, name: str | None = None) -> Any:
-    """A flag whose help shows what it takes and leaves the default to the text, where it reads better."""
-    return tyro.conf.arg(name=name, metavar=metavar, help_behavior_hint="")
-
-
 Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint=""), tyro.conf.FlagCreatePairsOff]
 
 
@@ -54,38 +51,38 @@ Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint=""), tyro.conf.FlagCre
 class Arguments:
     """What the command is given."""
 
-    inputs: Annotated[tyro.conf.Positional[tuple[str, ...]], _option("TEXT [TEXT ...]")]
+    inputs: Annotated[tyro.conf.Positional[tuple[str, ...]], option("TEXT [TEXT ...]")]
     """Files, folders, patterns, - or the name of a published corpus."""
-    out: Annotated[Path | None, _option("DIR")] = None
+    out: Annotated[Path | None, option("DIR")] = None
     """Folder of the corpus; data/NAME unless given."""
-    name: Annotated[str | None, _option("NAME")] = None
+    name: Annotated[str | None, option("NAME")] = None
     """What to call the corpus; the name of its first file or folder unless given."""
-    tokenizer: Annotated[str | None, _option("KIND|PATH")] = None
+    tokenizer: Annotated[str | None, option("KIND|PATH")] = None
     """byte, char, word, bpe, a tokenizer.json, or the folder of a prepared corpus whose tokenizer to take; byte unless
     given, and for a published corpus the published one."""
-    vocab_size: Annotated[int | None, _option("N")] = None
-    """Size of the vocabulary of bpe; the most that word may have."""
-    min_count: Annotated[int, _option("N")] = 1
+    vocab_size: Annotated[int | None, option("N")] = None
+    """How many entries the vocabulary of bpe has, and that of word at most."""
+    min_count: Annotated[int, option("N")] = 1
     """Words that occur less often in the training text are unknown to word; 1 unless given."""
-    documents: Annotated[Literal["file", "separator", "none"] | None, _option("{file,separator,none}")] = None
+    documents: Annotated[Literal["file", "separator", "none"] | None, option("{file,separator,none}")] = None
     """What a document is: a file (unless given), what lies between separator lines, or nothing (one stream)."""
-    separator: Annotated[str | None, _option("LINE")] = None
+    separator: Annotated[str | None, option("LINE")] = None
     r"""A line that consists of this ends a document; \f, a form feed, with --documents separator unless given."""
-    validation: Annotated[tuple[str, ...], _option("FRACTION|FILE [FILE ...]")] = ()
+    validation: Annotated[tuple[str, ...], option("FRACTION|FILE [FILE ...]")] = ()
     """The validation split: a fraction of the text (0.05 unless given) or files of its own."""
-    test: Annotated[tuple[str, ...], _option("FRACTION|FILE [FILE ...]")] = ()
+    test: Annotated[tuple[str, ...], option("FRACTION|FILE [FILE ...]")] = ()
     """The test split, likewise."""
-    from_folder: Annotated[Path | None, _option("DIR", name="from")] = None
+    from_folder: Annotated[Path | None, option("DIR", name="from")] = None
     """Folder in which the files of a published corpus lie already."""
-    mirror: Annotated[str | None, _option("URL")] = None
+    mirror: Annotated[str | None, option("URL")] = None
     """Address to try before the publisher of a published corpus."""
-    cache: Annotated[Path | None, _option("DIR")] = None
+    cache: Annotated[Path | None, option("DIR")] = None
     """Folder for fetched files; $REMANENCE_CACHE or the user's cache folder unless given."""
     legacy_newlines: Switch = False
     """Drop the newlines of enwik8, as published work did: 204 symbols, about 1.1 % fewer bytes."""
-    licence: Annotated[str | None, _option("TEXT")] = None
+    licence: Annotated[str | None, option("TEXT")] = None
     """Licence of the text, for the manifest."""
-    workers: Annotated[int | None, _option("N")] = None
+    workers: Annotated[int | None, option("N")] = None
     """Processes at once; all cores unless given."""
     overwrite: Switch = False
     """Replace another corpus in the folder."""
@@ -153,6 +150,9 @@ def _share(given: tuple[str, ...]) -> float | list[str] | None:
     if len(given) == 1:
         with contextlib.suppress(ValueError):
             return float(given[0])
+        number = given[0].removesuffix("%")
+        if number != given[0] and number.replace(".", "", 1).isdigit() and not Path(given[0]).exists():
+            raise InputError(f"{given[0]} is no fraction of the text; write {float(number) / 100:g}.")
     return list(given)
 
 

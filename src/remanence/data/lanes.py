@@ -195,7 +195,10 @@ class Once:
     "document": every token but the first of each document is scored. Documents go to the lanes longest first, each to
     the lane that is free first, so that few lanes idle.
 
-    A lane that has nothing left has length 0. Raises InputError when the split is too short for these lanes.
+    A lane that has nothing left has length 0. No batch is wider than the longest text that a lane reads at once,
+    however long segments may be: the rest would be padding for every lane.
+
+    Raises InputError when the split is too short for these lanes.
     """
 
     def __init__(self, split: Split, lanes: int, segment_length: int, protocol: Protocol = "published") -> None:
@@ -208,8 +211,8 @@ class Once:
             scored = len(split) - 1
             if scored < lanes:
                 raise InputError(
-                    f"The {split.name} split has {len(split)} tokens and {lanes} lanes need at least {lanes + 1}; "
-                    "take fewer lanes or more text."
+                    f"The {split.name} split has {_count(len(split), 'token')} and {_count(lanes, 'lane')} "
+                    f"{'needs' if lanes == 1 else 'need'} at least {lanes + 1:,}; take fewer lanes or more text."
                 )
             edges = np.arange(lanes + 1, dtype=np.int64) * scored // lanes
             self._schedule = [[(int(begin), int(end) + 1)] for begin, end in pairwise(edges)]
@@ -221,6 +224,8 @@ class Once:
                     'take more text or the protocol "published".'
                 )
             self._schedule = _share(documents, lanes, segment_length)
+        longest = max(end - begin - 1 for parts in self._schedule for begin, end in parts)
+        self._width = min(segment_length, longest)
 
     def __len__(self) -> int:
         """Batches in one pass."""
@@ -244,9 +249,9 @@ class Once:
                 else:
                     begins[lane], ends[lane] = part
                     starts[lane] = True
-            lengths = np.clip(ends - begins - 1, 0, self.segment_length)
-            window = _windows(self.split, begins, self.segment_length)
-            yield _batch(self.split, window, starts, None if (lengths == self.segment_length).all() else lengths)
+            lengths = np.clip(ends - begins - 1, 0, self._width)
+            window = _windows(self.split, begins, self._width)
+            yield _batch(self.split, window, starts, None if (lengths == self._width).all() else lengths)
             begins = begins + lengths
 
 
@@ -274,6 +279,10 @@ def _scorable_documents(split: Split) -> np.ndarray:
     edges = np.append(split.documents, len(split))
     documents = np.stack([edges[:-1], edges[1:]], 1)
     return documents[documents[:, 1] - documents[:, 0] >= 2]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _segments(part: tuple[int, int], segment_length: int) -> int:

@@ -26,6 +26,7 @@ from remanence.data.settings import (
     Settings,
     Share,
     as_list,
+    check_name,
     check_options,
     check_settings,
     command,
@@ -78,6 +79,8 @@ def prepare(
     given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     known = PUBLISHED.get(str(given[0])) if len(given) == 1 else None
     check_options(known, vocab_size, min_count, documents, separator, workers, legacy_newlines, from_folder, mirror)
+    if name is not None:
+        check_name(name)
     cache = Path(cache) if cache is not None else cache_folder()
     workers = workers or cores()
     sourced, shown = ([], (known.name,)) if known else _find(given, validation, test)
@@ -137,6 +140,13 @@ class _Job:
         if not self.overwrite and holds_something(self.out):
             # Only standard input comes this far: what it holds is known now.
             return compare(self.out, records, self.say)
+        if self.settings.separator is not None and all(
+            len(spool.documents) <= len(spool.readings) for spool in spools.values()
+        ):
+            self.say(
+                f"remanence: warning: The separator {self.settings.separator!r} divides nothing: no line between two "
+                "others consists of it."
+            )
         parts = self._parts(spools)
         size = sum(map(len, parts.values()))
         try:
@@ -195,8 +205,8 @@ class _Job:
         tokenizer = self.ready or make_tokenizer(self.kind, parts, crew, self.settings, drop, self.known is None, bar)
         if self.kind == "bpe" and tokenizer.vocab_size < (self.settings.vocab_size or 0):
             self.say(
-                f"The training text has no more than {tokenizer.vocab_size} sub-words that occur twice, so the "
-                f"vocabulary is smaller than the {self.settings.vocab_size} that were asked for."
+                f"remanence: warning: The training text has no more than {tokenizer.vocab_size:,} sub-words that occur "
+                f"twice, so the vocabulary is smaller than the {self.settings.vocab_size:,} that were asked for."
             )
         tokenizer.save(folder / "tokenizer")
         dtype = token_type(tokenizer.vocab_size)

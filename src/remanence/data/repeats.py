@@ -60,15 +60,16 @@ def holds_something(out: Path) -> bool:
     return out.exists() and not (out.is_dir() and not any(out.iterdir()))
 
 
-def _existing(out: Path) -> Corpus:
+def _existing(out: Path, verify: bool = False) -> Corpus:
     try:
-        return Corpus.open(out)
+        return Corpus.open(out, verify)
     except InputError as error:
         raise InputError(f"{str(error).rstrip('.')}, replacing the folder with --overwrite.") from None
 
 
 def compare(out: Path, records: dict[str, Any], say: Callable[[str], None]) -> Corpus:
-    corpus = _existing(out)
+    # The sources were read in full to come here, so that reading the result as well costs little.
+    corpus = _existing(out, verify=True)
     if corpus.manifest.get("sources", {}).get("sha256") != records["sha256"]:
         raise InputError(
             f"{out} was prepared the same way from other text; name another folder with --out or replace it with "

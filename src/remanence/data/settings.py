@@ -112,6 +112,12 @@ def check_settings(settings: Settings, kind: str, ready: Tokenizer | None) -> No
         raise InputError("--legacy-newlines goes with the byte tokenizer; leave one of the two out.")
 
 
+def check_name(name: str) -> None:
+    """Raise InputError unless a corpus may be called this: it is also the name of a folder in data/."""
+    if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
+        raise InputError(f'The name "{name}" is not one plain folder name; give one without / and \\.')
+
+
 def share_of(given: Share, split: str, known: Published | None) -> float | tuple[str, ...]:
     if known is not None and known.fixed_splits:
         if given is not None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import os
 import sysconfig
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from remanence.data.corpus import FORMAT
 from remanence.errors import InputError
 
 STDIN = "-"
@@ -49,6 +51,8 @@ def find_sources(inputs: Iterable[str | Path]) -> list[Source]:
                 raise InputError('Standard input ("-") was given twice and can be read once; give it once.')
             sources.append(Source("standard input", None, given=True))
         elif os.path.isdir(text):
+            if is_prepared(Path(text)):
+                raise InputError(f"{text} is a prepared corpus, not text; name the files that it was made from.")
             found = _files_in(Path(text))
             if not found:
                 raise InputError(f"The folder {text} holds no files; check the path.")
@@ -65,6 +69,15 @@ def find_sources(inputs: Iterable[str | Path]) -> list[Source]:
     if not sources:
         raise InputError('Nothing to read was named; name files, folders, patterns, a known corpus or "-".')
     return sources
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder holds a prepared corpus."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
 
 def standard_library() -> list[Source]:

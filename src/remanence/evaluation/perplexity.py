@@ -84,20 +84,24 @@ def sweep(
     protocol: Protocol | None = None,
     *,
     measurements: Sequence[Callable[[], Measurement]] = (),
+    finished: Callable[[Score], None] = lambda score: None,
     **settings: Any,
 ) -> list[Score]:
     """`evaluate` with several memory lengths, all else equal; one score for each, in the order given.
 
     measurements    makers of new measurements, such as their classes: `[LossByPosition]`
+    finished        called with each score as soon as it is there
     settings        what else `evaluate` takes: trained, corpus, progress
     """
     protocols = [dataclasses.replace(protocol or Protocol(), memory_length=length) for length in memory_lengths]
     for each in protocols:
         # What the model cannot take is refused before anything is scored.
         model.init_memory(lanes=1, length=each.completed(model, settings.get("trained")).memory_length)
-    return [
-        evaluate(model, split, each, measurements=[make() for make in measurements], **settings) for each in protocols
-    ]
+    scores = []
+    for each in protocols:
+        scores.append(evaluate(model, split, each, measurements=[make() for make in measurements], **settings))
+        finished(scores[-1])
+    return scores
 
 
 def _read(model: LanguageModel, batches: Iterable[Batch], protocol: Protocol, extras: bool) -> Iterator[Seen]:
@@ -107,7 +111,6 @@ def _read(model: LanguageModel, batches: Iterable[Batch], protocol: Protocol, ex
     precision = "bfloat16" if protocol.precision == "bfloat16" else "float32"
     hold = None if protocol.held is None else Distances(*protocol.held)
     memory = model.init_memory(lanes=protocol.lanes, length=protocol.memory_length, hold=hold)
-    full = torch.full((protocol.lanes,), protocol.segment_length)
     positions = torch.zeros(protocol.lanes, dtype=torch.int64)
     for batch in batches:
         before, moved = memory, batch.to(device)
@@ -118,9 +121,9 @@ def _read(model: LanguageModel, batches: Iterable[Batch], protocol: Protocol, ex
         yield Seen(
             nats=nats.cpu().double(),
             scored=batch.targets >= 0,
-            positions=positions[:, None] + torch.arange(protocol.segment_length),
+            positions=positions[:, None] + torch.arange(batch.tokens.shape[1]),
             starts=batch.starts,
             memory=before,
             extras=found,
         )
-        positions = positions + (full if batch.lengths is None else batch.lengths)
+        positions = positions + (batch.tokens.shape[1] if batch.lengths is None else batch.lengths)

@@ -81,7 +81,7 @@ _HOMES = {
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer kept in a folder by `save`. Raises InputError when it is missing or damaged."""
     folder = Path(folder)
-    settings = read_json(folder / "settings.json", "The tokenizer's settings")
+    settings = read_json(folder / "settings.json", "The settings file of the tokenizer")
     kind = settings.get("kind") if isinstance(settings, dict) else None
     if kind not in _HOMES:
         raise InputError(

@@ -26,18 +26,21 @@ ALPHABET = 256
 class SubwordTokenizer:
     """A tokenizer of the `tokenizers` library, given as the text of its `tokenizer.json`.
 
-    No special tokens are added to a text; padding and truncation that the file may ask for are off.
+    No special tokens are added to a text; padding and truncation that the file may ask for are off. `source` is where
+    the text came from, for errors.
     """
 
     unit = "token"
 
-    def __init__(self, text: str, name: str = "subword") -> None:
+    def __init__(self, text: str, name: str = "subword", source: str | Path = "The text given") -> None:
         library = _library()
         self.name = name
         try:
             self._tokenizer = library.Tokenizer.from_str(text)
         except Exception as error:  # the library raises plain Exception
-            raise InputError(f"This is not a tokenizer.json that the tokenizers library reads ({error}).") from None
+            raise InputError(
+                f"{source} is not a tokenizer.json that the tokenizers library reads ({error}); name one that it wrote."
+            ) from None
         self._text = text
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -81,7 +84,7 @@ class SubwordTokenizer:
             raise InputError(f"There is no tokenizer file {path}; check the path.") from None
         except UnicodeDecodeError:
             raise InputError(f"{path} is not a tokenizer.json: it is not UTF-8 text.") from None
-        return cls(text, name)
+        return cls(text, name, path)
 
 
 class SubwordStreamDecoder:
