@@ -12,6 +12,7 @@ import torch
 
 from remanence.config import Recipe
 from remanence.data import Corpus
+from remanence.data.tokenizers.char import CharTokenizer
 from remanence.errors import InputError
 from remanence.memory import Distances
 from remanence.training import Trainer, load_run
@@ -91,4 +92,10 @@ def test_a_recipe_that_does_not_fit_the_weights_is_refused(trained: Trainer) -> 
 def test_a_run_that_has_not_saved_yet_is_told(trained: Trainer) -> None:
     os.rename(trained.folder.path / "checkpoints", trained.folder.path / "elsewhere")
     with pytest.raises(InputError, match="There is no checkpoint"):
+        load_run(trained.folder.path)
+
+
+def test_another_tokenizer_than_that_of_the_training_is_refused(trained: Trainer) -> None:
+    CharTokenizer("abc").save(trained.folder.tokenizer)
+    with pytest.raises(InputError, match="is not the tokenizer that the run was trained with"):
         load_run(trained.folder.path)

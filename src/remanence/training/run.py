@@ -11,6 +11,7 @@ import torch
 from remanence.config import Recipe
 from remanence.config.recipe import recipe_from_table, table_of
 from remanence.data import Tokenizer, load_tokenizer
+from remanence.errors import InputError
 from remanence.memory import Distances
 from remanence.models import LanguageModel, build
 from remanence.training.checkpoint import exists, open_checkpoint
@@ -36,7 +37,7 @@ class Run:
     which: Literal["best", "last"]
     """Which checkpoint this is."""
     corpus: dict[str, Any]
-    """Of the corpus trained on: name, unit, fingerprint, vocab_size, and counts by split."""
+    """Of the corpus trained on: name, unit, fingerprint (also of its tokenizer), vocab_size, and counts by split."""
     best: dict[str, Any] | None
     """What the best validation gave, and its step; None when there was none."""
 
@@ -56,7 +57,7 @@ def load_run(
 
     `which` is the checkpoint with the best validation, or the last one; a run that was never validated has no best, and
     gives the last. `dtype` casts the weights. Raises InputError when the folder holds no run, the run has no checkpoint
-    yet, or the checkpoint is damaged or of another recipe. Nothing in the folder is executed.
+    yet, or the checkpoint is damaged or of another recipe or tokenizer. Nothing in the folder is executed.
     """
     run = RunFolder(Path(folder))
     recipe = run.read_recipe()
@@ -64,6 +65,12 @@ def load_run(
     checkpoint = open_checkpoint(run.best if chosen == "best" else run.last)
     about = checkpoint.about
     check_same_run(about["recipe"], recipe, str(checkpoint.folder))
+    tokenizer = load_tokenizer(run.tokenizer)
+    # Checkpoints of before this was kept are taken as they are.
+    if about["corpus"].get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
+        raise InputError(
+            f"{run.tokenizer} is not the tokenizer that the run was trained with; put the one of its corpus there."
+        )
     config = recipe_from_table(about["recipe"]).model
     model = build(config, seed=0)
     load_weights(model, checkpoint.tensors("model"), str(checkpoint.folder))
@@ -71,7 +78,7 @@ def load_run(
         folder=run.path,
         recipe=recipe,
         model=model.to(device=device, dtype=dtype).eval(),
-        tokenizer=load_tokenizer(run.tokenizer),
+        tokenizer=tokenizer,
         distances=Distances(**about["distances"]),
         fingerprint=fingerprint(table_of(recipe)["model"], about["files"]["model.safetensors"]["sha256"]),
         step=about["step"],
