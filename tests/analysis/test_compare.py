@@ -25,6 +25,16 @@ def test_an_excerpt_takes_the_beginnings_of_documents_and_no_long_one_outweighs_
         assert len(set(text.tokens[begin:end].tolist())) == 1
 
 
+def test_an_excerpt_from_anywhere_takes_parts_of_documents_too():
+    tokens = np.arange(250, dtype=np.uint8)
+    split = Split(tokens, 256, np.array([0, 100], np.int64), {}, "byte", "validation")
+    text = compare.excerpt(split, 40, 2, seed=3, anywhere=True)
+    first, second = np.split(text.tokens.astype(int), [text.documents[1]])
+    assert {int(part[0]) // 100 for part in (first, second)} == {0, 1}
+    assert (np.diff(first) == 1).all() and (np.diff(second) == 1).all() and len(first) == len(second) == 20
+    assert first[0] not in (0, 100) and second[0] not in (0, 100)
+
+
 def test_an_excerpt_depends_on_the_seed_alone():
     split = make_split([30] * 50)
     one, same, other = (compare.excerpt(split, 120, 4, seed) for seed in (1, 1, 2))

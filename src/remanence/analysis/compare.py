@@ -100,7 +100,7 @@ def train(recipe: Recipe, corpus: Corpus, folder: Path, console: Console) -> Run
     """Train one model to its last step and load what was saved then. Raises Stopped."""
     settings, text = recipe.training, corpus.split("validation")
     lanes = max(1, settings.lanes // 2)
-    text = excerpt(text, settings.validation_tokens or len(text), lanes, seed=0)
+    text = excerpt(text, settings.validation_tokens or len(text), lanes, seed=0, anywhere=True)
     protocol = reading(text, recipe, lanes)
 
     def validate(model: LanguageModel) -> dict[str, Any]:
@@ -170,21 +170,25 @@ def beginning(split: Split, tokens: int) -> Split:
     return _part(split, split.tokens[:tokens], split.documents[split.documents < tokens])
 
 
-def excerpt(split: Split, tokens: int, lanes: int, seed: int) -> Split:
+def excerpt(split: Split, tokens: int, lanes: int, seed: int, anywhere: bool = False) -> Split:
     """About so many tokens of a split, fit to be read document by document on so many lanes.
 
     The beginnings of documents drawn at random, of each at most what one lane has to read: then lanes wait little for
-    each other, and no long document outweighs the rest. A split that is one document gives its beginning.
+    each other, and no long document outweighs the rest. With `anywhere`, it is a part drawn at random that is taken of
+    a longer document, because beginnings are unlike the rest. A split that is one document gives its beginning.
     """
     if len(split.documents) == 1:
         return beginning(split, tokens)
     edges = np.append(split.documents, len(split))
+    draw = np.random.default_rng(seed)
     parts, begins, total = [], [], 0
-    for document in np.random.default_rng(seed).permutation(len(split.documents)):
+    for document in draw.permutation(len(split.documents)):
         begin, end = int(edges[document]), int(edges[document + 1])
         size = min(end - begin, max(2, tokens // lanes), tokens - total)
         # A document of one token has nothing to score.
         if size >= 2:
+            if anywhere:
+                begin += int(draw.integers(end - begin - size + 1))
             parts.append(split.tokens[begin : begin + size])
             begins.append(total)
             total += size

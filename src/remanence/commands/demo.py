@@ -111,7 +111,8 @@ def show(comparison: Comparison, folder: Path, out: Path) -> None:
         caption_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD,
-        padding=(0, 2, 0, 0),
+        padding=(0, 1, 0, 0),
+        show_edge=False,
         pad_edge=False,
     )
     for number, header in enumerate(headers):
