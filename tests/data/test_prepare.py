@@ -98,7 +98,7 @@ def test_a_split_of_nothing_is_left_out(text: Path) -> None:
 def test_a_bpe_that_the_text_is_too_short_for_is_told(text: Path) -> None:
     said: list[str] = []
     assert prepare(text, "out", tokenizer="bpe", vocab_size=5000, say=said.append).vocab_size < 300
-    assert "smaller than the 5000" in said[0]
+    assert "smaller than the 5,000" in said[0]
 
 
 def test_standard_input_is_prepared(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ def test_a_corpus_inside_the_folder_of_its_text_is_not_taken_for_text(text: Path
     assert prepare(".", "./out", say=said.append).fingerprint == first.fingerprint
     assert said
     assert first.manifest["sources"]["files"] == 1
-    with pytest.raises(InputError, match="All files that were named lie in out"):
+    with pytest.raises(InputError, match="out is a prepared corpus, not text"):
         prepare("out", "out", overwrite=True)
 
 
