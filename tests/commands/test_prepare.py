@@ -121,6 +121,8 @@ def test_an_interrupt_leaves_nothing_and_no_process(text: Path, number: signal.S
         [sys.executable, "-m", "remanence", "prepare", "-", "--out", "out"],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # Whoever runs the tests in the background may have told them to ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         while not (text / ".out.preparing").exists():
             time.sleep(0.01)

@@ -52,7 +52,7 @@ class Scale:
     learning_rate: float = 4e-3
     validation_tokens: int = 16_384
     lanes_scored: int = 16
-    least_scored: int = 32_768
+    least_scored: int = 65_536
     most_scored: int = 131_072
     sample_tokens: int = 500
     prompt_tokens: int = 400
@@ -113,7 +113,7 @@ class Demo:
 
         self.console.rule("Scores", align="left", style="dim")
         amount = plan_tokens(costs, self._left(EVALUATION_END), scale.least_scored, scale.most_scored)
-        text = compare.excerpt(corpus.split("test"), amount, scale.lanes_scored, self.seed)
+        text = compare.excerpt(corpus.split("test"), amount, scale.lanes_scored, self.seed, anywhere=True)
         short = compare.excerpt(text, scale.least_scored, scale.lanes_scored, self.seed)
         protocol = compare.reading(text, first, scale.lanes_scored)
         findings, close = [], {}
@@ -281,7 +281,7 @@ def _protocol(text: Split, longest: int, close: dict[str, Score]) -> dict[str, s
     """How the scores were taken, as label and sentence."""
     one = max(close.values(), key=lambda score: score.protocol.memory_length or 0)
     drawn = (
-        f"the first {longest:,} bytes (all, of shorter ones) of {len(text.documents)} files drawn at random"
+        f"a stretch of {longest:,} bytes from anywhere in each of {len(text.documents)} files (all of a shorter one)"
         if len(text.documents) > 1
         else "the beginning"
     )

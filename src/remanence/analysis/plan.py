@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from remanence.errors import InputError
 
-TRAINING_SHARE = 0.72
+TRAINING_SHARE = 0.68
 """Of the time that is left after measuring, for training and the validations in it."""
 EVALUATION_END = 0.94
 """Evaluation may last until this share of all time is used; the rest is for the sample, the plots and surprises."""

@@ -67,7 +67,7 @@ def bits_by_memory(comparison: Comparison) -> Figure:
 
 
 def bits_by_document_position(comparison: Comparison) -> Figure:
-    """Bits against how far into its document a token stands, on a logarithmic axis."""
+    """Bits against how much a model has read since its memory was empty, on a logarithmic axis."""
     return _one_panel(lambda axes: _by_document_position(axes, comparison))
 
 
@@ -184,7 +184,7 @@ def _by_document_position(axes: Axes, comparison: Comparison) -> None:
         FuncFormatter(lambda value, _: f"{value:.0f}" if value < 1024 else f"{value / 1024:.0f}k")
     )
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("position in the document (tokens, logarithmic)")
+    axes.set_xlabel("tokens since the memory was empty (logarithmic)")
     labels = _positions(axes, comparison, lambda model: model.by_document_position)
     _mark(axes, float(comparison.segment_length), "first segment ends")
     label_lines(axes, labels)

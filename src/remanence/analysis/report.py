@@ -168,12 +168,13 @@ def _figures(comparison: Comparison) -> list[str]:
         ),
         _figure(
             "by-document",
-            "How far into its document a token stands",
-            "All models start a document with nothing. Parts of a document differ in how hard they are, so compare the "
-            "lines with each other more than along the axis.",
+            "How much has been read before",
+            "Every stretch of text begins with nothing remembered. Stretches are drawn from anywhere, so that text is "
+            "equally hard all along the axis; a memory goes on helping where one segment ends.",
             plots.bits_by_document_position(comparison),
-            f"Line chart of {unit} by position in the document, on a logarithmic axis, for {names}.",
-            _position_table(comparison, "Position in document", lambda model: model.by_document_position),
+            f"Line chart of {unit} by the number of tokens read since the memory was empty, on a logarithmic axis, "
+            f"for {names}.",
+            _position_table(comparison, "Position in the text", lambda model: model.by_document_position),
         ),
     ]
     found += [

@@ -113,7 +113,7 @@ def _explain(complaint: str, argv: Sequence[str], flags: dict[str, Any], prog: s
     told = _words_of(complaint)
     if missing := re.match(r"Missing from [^:]*: (\S+) (.*?)\.? ?\(required\)", told):
         return InputError(f"{missing[1]} is missing ({missing[2][:1].lower()}{missing[2][1:]}); see {prog} --help.")
-    if choice := re.match(r"invalid choice '(.*)' for argument '(.*)'", told, re.IGNORECASE):
+    if choice := re.match(r"invalid choice '(.*?)' for argument '(.*?)'", told, re.IGNORECASE):
         return InputError(f'"{choice[1]}" is not what {choice[2]} may be; see {prog} --help.')
     refused = re.match(r"Error parsing [\w.-]+: (.*)$", told)
     return InputError(refused[1] if refused else f"{told.rstrip('.')}; see {prog} --help.")
