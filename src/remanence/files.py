@@ -34,7 +34,7 @@ def writing(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    flush_folder(path.parent)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -71,7 +71,7 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Make the renaming itself survive a power cut, where the system lets a folder be flushed."""
     try:
         handle = os.open(folder, os.O_RDONLY)

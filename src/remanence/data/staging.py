@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from remanence.errors import InputError
+from remanence.files import flush_folder
 
 try:
     import fcntl
@@ -44,7 +45,7 @@ def finish(folder: Path, target: Path) -> None:
         os.rename(target, replaced)
     os.rename(folder, target)
     shutil.rmtree(replaced, ignore_errors=True)
-    _flush(target.parent)
+    flush_folder(target.parent)
 
 
 def _replaced(target: Path) -> Path:
@@ -78,17 +79,4 @@ def _lock(folder: Path, target: Path) -> int | None:
         # The one that held it may have renamed or removed it in between.
         if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
             return handle
-        os.close(handle)
-
-
-def _flush(folder: Path) -> None:
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
         os.close(handle)
