@@ -34,14 +34,17 @@ Some = TypeVar("Some", bound="Memory")
 """The kind of memory that an operation was given and gives back."""
 
 
-def per_slot() -> Any:
-    """A field of tensors shaped (B, M, ...): resizing keeps its newest rows."""
-    return dataclasses.field(metadata={"role": "slot"})
+def per_slot(differentiable: bool = True, **options: Any) -> Any:
+    """A field of tensors shaped (B, M, ...): resizing keeps its newest rows. See `per_lane` for `differentiable`."""
+    return dataclasses.field(metadata={"role": "slot", "differentiable": differentiable}, **options)
 
 
-def per_lane(**options: Any) -> Any:
-    """A field of tensors shaped (B, ...) without a slot axis, or a memory within this one."""
-    return dataclasses.field(metadata={"role": "lane"}, **options)
+def per_lane(differentiable: bool = True, **options: Any) -> Any:
+    """A field of tensors shaped (B, ...) without a slot axis, or a memory within this one.
+
+    No gradient ever passes from one segment to another through floating tensors that are not `differentiable`.
+    """
+    return dataclasses.field(metadata={"role": "lane", "differentiable": differentiable}, **options)
 
 
 def static(join: Callable[..., Any] | None = None, **options: Any) -> Any:
@@ -254,6 +257,29 @@ class Memory:
             elif isinstance(value, tuple):
                 changes[field.name] = tuple(function(item, role) for item in value)
         return dataclasses.replace(self, **changes)
+
+    def leaves(self: Some) -> tuple[Some, tuple[Tensor, ...]]:
+        """The same values, with fresh leaves for what a gradient may pass through, and these leaves.
+
+        They are the floating tensors of differentiable fields; everything else is detached.
+        """
+        fresh = self.detach()
+        carriers = fresh.carriers()
+        for leaf in carriers:
+            leaf.requires_grad_()
+        return fresh, carriers
+
+    def carriers(self) -> tuple[Tensor, ...]:
+        """The tensors of which `leaves` makes leaves, in the same order."""
+        found: list[Tensor] = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Memory):
+                found.extend(value.carriers())
+            elif field.metadata.get("differentiable"):
+                items = value if isinstance(value, tuple) else (value,)
+                found.extend(item for item in items if isinstance(item, Tensor) and item.is_floating_point())
+        return tuple(found)
 
     def _tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         for field in dataclasses.fields(self):

@@ -178,7 +178,7 @@ def warn_of_settings_without_effect(recipe: Recipe) -> None:
         )
     if training.validation_tokens and not training.validate_every:
         without.append("training.validation_tokens has no effect, because training.validate_every is 0.")
-    if "memory_length" not in types_of(type(model)) and evaluation.memory_length:
+    if not model.memory_length and "memory_length" not in types_of(type(model)) and evaluation.memory_length:
         without.append(f"evaluation.memory_length has no effect, because the {recipe.architecture} has no memory.")
     for message in without:
         warnings.warn(message, SettingWarning, stacklevel=3)

@@ -100,8 +100,8 @@ class Protocol:
         config = model.config
         segment_length = config.segment_length if self.segment_length is None else self.segment_length
         memory_length = config.memory_length if self.memory_length is None else self.memory_length
-        clamp_length = config.clamp_length if self.clamp_length is None else self.clamp_length
-        same_length = config.same_length if self.same_length is None else self.same_length
+        clamp_length = getattr(config, "clamp_length", None) if self.clamp_length is None else self.clamp_length
+        same_length = getattr(config, "same_length", False) if self.same_length is None else self.same_length
         if same_length and not memory_length:
             raise InputError(
                 "With same length every token sees as far as the memory is long, and a memory of 0 shows it nothing; "
@@ -200,8 +200,17 @@ def as_tested(model: LanguageModel, clamp_length: int | None, same_length: bool 
     config, training = model.config, model.training
     try:
         model.eval()
-        if (clamp_length, same_length) != (config.clamp_length, config.same_length):
-            model.config = dataclasses.replace(config, clamp_length=clamp_length, same_length=same_length)
+        settings = {"clamp_length": clamp_length, "same_length": same_length}
+        own = {
+            name: getattr(config, name, default) for name, default in (("clamp_length", None), ("same_length", False))
+        }
+        if settings != own:
+            if not hasattr(config, "clamp_length"):
+                raise InputError(
+                    f"A clamp length or same length was asked for, but the attention of the {config.architecture} "
+                    "knows no distances; leave both out."
+                )
+            model.config = dataclasses.replace(config, **settings)
         yield
     finally:
         model.config = config

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 
 import torch
 
@@ -30,23 +32,58 @@ __all__ = [
     "config_class",
 ]
 
+OUTSIDE = "remanence.models"
+"""The entry points by which a package adds an architecture: its name, and its subclass of LanguageModel."""
+
 _MODELS: dict[str, type[LanguageModel]] = {
-    model.config_class.architecture: model for model in (Transformer, TransformerXL, LaMemo)
+    model.config_class.architecture: model
+    for model in (
+        Transformer,
+        TransformerXL,
+        LaMemo,
+    )
 }
 
 
 def architectures() -> tuple[str, ...]:
-    """The names that `config_class` and recipes know."""
-    return tuple(_MODELS)
+    """The names that `config_class` and recipes know, those of installed packages last."""
+    return (*_MODELS, *sorted(set(_outside()) - set(_MODELS)))
 
 
 def config_class(architecture: str) -> type[ModelConfig]:
     """The configuration dataclass of an architecture. Raises InputError for a name that is not known."""
-    if architecture not in _MODELS:
-        near = difflib.get_close_matches(architecture, _MODELS, 1)
+    return _model_class(architecture).config_class
+
+
+@cache
+def _outside() -> dict[str, EntryPoint]:
+    """The architectures that installed packages add, not imported yet."""
+    return {entry.name: entry for entry in entry_points(group=OUTSIDE)}
+
+
+@cache
+def _model_class(architecture: str) -> type[LanguageModel]:
+    if architecture in _MODELS:
+        return _MODELS[architecture]
+    if architecture not in _outside():
+        near = difflib.get_close_matches(architecture, architectures(), 1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise InputError(f"The architecture {architecture!r} is not one of {', '.join(_MODELS)}{hint}")
-    return _MODELS[architecture].config_class
+        raise InputError(f"The architecture {architecture!r} is not one of {', '.join(architectures())}{hint}")
+    entry = _outside()[architecture]
+    try:
+        model = entry.load()
+    except Exception as error:
+        raise InputError(
+            f"The architecture {architecture!r} is promised by {entry.value}, which cannot be imported "
+            f"({type(error).__name__}: {error}); mend or remove the package that adds it."
+        ) from error
+    named = getattr(getattr(model, "config_class", None), "architecture", None)
+    if not (isinstance(model, type) and issubclass(model, LanguageModel) and named == architecture):
+        raise InputError(
+            f"The architecture {architecture!r} is promised by {entry.value}, which must be a LanguageModel whose "
+            f"configuration has that name, but is {model!r}; mend or remove the package that adds it."
+        )
+    return model
 
 
 def build(config: ModelConfig, seed: int | None = None) -> LanguageModel:
@@ -60,6 +97,6 @@ def build(config: ModelConfig, seed: int | None = None) -> LanguageModel:
     generator.manual_seed(int(torch.randint(2**63 - 1, ())) if seed is None else seed)
     with torch.random.fork_rng(devices=[]):
         # torch fills its layers from the global generator, which is the caller's, before we fill them again.
-        model = _MODELS[config.architecture](config)
+        model = _model_class(config.architecture)(config)
     model.initialize(generator)
     return model

@@ -23,8 +23,6 @@ from remanence.memory import Distances, Memory
 from remanence.nn.embedding import TokenEmbedding
 from remanence.nn.heads import SoftmaxHead
 from remanence.nn.initialization import initialize
-from remanence.nn.layer import Layer
-from remanence.nn.positions import sinusoids
 from remanence.ops.dropout import dropout
 
 
@@ -46,12 +44,7 @@ class ModelConfig:
     feed_forward_width: int
     dropout: float = 0.1
     attention_dropout: float = 0.0
-    norm: Literal["post", "pre"] = "post"
     layer_norm_epsilon: float = 1e-5
-    clamp_length: int | None = None
-    """Distances beyond this are treated as this one."""
-    same_length: bool = False
-    """Every query sees the same number of keys: distances below the memory length only."""
     embedding_width: int | None = None
     """Width of the embedding table; model_width unless given."""
     cutoffs: tuple[int, ...] = ()
@@ -60,8 +53,11 @@ class ModelConfig:
     """Each further bin of the adaptive embedding is this many times narrower."""
     tie_projections: tuple[bool, ...] = ()
     """Whether each bin's output projection is the embedding's; all tied unless given."""
-    share_position_biases: bool = True
-    """One pair of biases u, v for all layers, instead of a pair for each."""
+    tie_embedding: bool = True
+    """The softmax uses the embedding's table, instead of one of its own."""
+    memory_gradient: bool = False
+    """Gradients flow from segment to segment through the memory, where the paper stops them, as far as the training
+    horizon reaches. Architectures defined with such gradients have them whatever this says."""
 
     def __post_init__(self) -> None:
         memory_length: int = self.memory_length  # type: ignore[attr-defined]
@@ -76,7 +72,6 @@ class ModelConfig:
         self._require(memory_length >= 0, "memory_length", "0 or more")
         for name in ("dropout", "attention_dropout"):
             self._require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
-        self._require(self.clamp_length is None or self.clamp_length >= 1, "clamp_length", "1 or more, or left out")
         self._require(self.embedding_width is None or self.embedding_width >= 1, "embedding_width", "1 or more")
         self._require(self.layer_norm_epsilon > 0, "layer_norm_epsilon", "positive")
         edges = (0, *self.cutoffs, self.vocab_size)
@@ -89,7 +84,6 @@ class ModelConfig:
             "tie_projections",
             f"one true or false for each of the {len(self.cutoffs) + 1} bins, or left out",
         )
-        self._require(not (self.same_length and memory_length == 0), "same_length", "false without a memory")
 
     def _require(self, holds: bool, name: str, allowed: str) -> None:
         if not holds:
@@ -104,7 +98,8 @@ class Extras:
     """LaMemo's alpha for each layer but the last: the share of what a slot held that it keeps."""
     attention_mass: Float[Tensor, "L H S"] | None = None
     """Mean attention weight by distance (0 first), over lanes and queries of this call."""
-    auxiliary_loss: Float[Tensor, ""] | None = None
+    auxiliary_loss: Float[Tensor, " B"] | None = None
+    """What training minimises beside the loss, for each lane, already weighted. Given in training mode, always."""
 
 
 class ModelOutput(NamedTuple):
@@ -117,12 +112,10 @@ class ModelOutput(NamedTuple):
 
 
 class LanguageModel(nn.Module):
-    """The contract, and everything around the layers. An architecture adds `init_memory`, `_read` and `close`."""
+    """The contract, and everything around the layers. An architecture adds `init_memory`, `_read` and `_close`."""
 
     config_class: ClassVar[type[ModelConfig]]
     memory_class: ClassVar[type[Memory]]
-    memory_carries_gradient: ClassVar[bool] = False
-    """Whether a loss can reach earlier segments through the memory."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -135,19 +128,8 @@ class LanguageModel(nn.Module):
             config.cutoffs,
             config.div_value,
         )
-        self.head = SoftmaxHead(self.embedding, config.tie_projections or (True,) * num_bins)
-        self.layers: Any = nn.ModuleList(
-            Layer(
-                config.model_width,
-                config.num_heads,
-                config.head_width,
-                config.feed_forward_width,
-                norm=config.norm,
-                dropout=config.dropout,
-                epsilon=config.layer_norm_epsilon,
-                relative=config.position not in ("absolute", "learned"),
-            )
-            for _ in range(config.num_layers)
+        self.head = SoftmaxHead(
+            self.embedding, config.tie_projections or (True,) * num_bins, tie_embedding=config.tie_embedding
         )
 
     def initialize(self, generator: torch.Generator) -> None:
@@ -155,6 +137,16 @@ class LanguageModel(nn.Module):
         initialize(self, generator)
 
     # The contract
+
+    @property
+    def memory_carries_gradient(self) -> bool:
+        """Whether a loss can reach earlier segments through the memory."""
+        return self.config.memory_gradient
+
+    @property
+    def shift(self) -> int:
+        """How far ahead outputs look: the one at position n scores token n + shift of the text."""
+        return 1
 
     @abstractmethod
     def init_memory(self, lanes: int, length: int | None = None, hold: Distances | None = None) -> Any:
@@ -195,8 +187,7 @@ class LanguageModel(nn.Module):
             memory = memory.detach()
         if lengths is not None:
             lengths = lengths.clamp(0, tokens.shape[1])
-        embedded = self._drop(self.embedding(tokens))
-        hidden, memory, told = self._read(embedded, memory, lengths, keep=not close, extras=extras)
+        hidden, memory, told = self._read(tokens, memory, lengths, keep=not close, extras=extras)
         if close:
             memory = self._close(memory, lengths)
         return ModelOutput(self._drop(hidden), memory, told)
@@ -205,18 +196,38 @@ class LanguageModel(nn.Module):
         """End the open segment of a memory, as if the last call had closed it. A closed memory stays as it is."""
         return self._close(memory, None) if memory.opened else memory
 
+    def advance(
+        self,
+        tokens: Int[Tensor, "B T"],
+        memory: Any,
+        starts: Bool[Tensor, " B"] | None = None,
+        lengths: Int[Tensor, " B"] | None = None,
+    ) -> Any:
+        """The memory after a closed segment, without what only its predictions need.
+
+        Its random draws are the first ones of a whole call, so that a call from the same generator state repeats them.
+        """
+        return self(tokens, memory, starts, lengths).memory
+
+    def peek(self, memory: Any) -> Float[Tensor, "B 1 D"]:
+        """What predicts the next token, from all that was read.
+
+        Only models with shift 0 need it: the last output of the others is that already.
+        """
+        raise TypeError(f"{type(self).__name__} has shift {self.shift}: its last output predicts the next token.")
+
     def distances(self, segment_length: int | None = None, memory_length: int | None = None) -> Distances:
-        """The largest distances that occur with such lengths (default: the configuration's)."""
-        segment = self.config.segment_length if segment_length is None else segment_length
-        memory = self.config.memory_length if memory_length is None else memory_length
-        back = memory - 1 if self.config.same_length else memory + segment - 1
-        return Distances(back=self._clamp(back), ahead=None)
+        """The largest distances that occur with such lengths (default: the configuration's).
+
+        None in both directions for a model without positions relative to the query.
+        """
+        return Distances()
 
     # What an architecture adds
 
     @abstractmethod
     def _read(
-        self, embedded: Tensor, memory: Any, lengths: Tensor | None, *, keep: bool, extras: bool
+        self, tokens: Tensor, memory: Any, lengths: Tensor | None, *, keep: bool, extras: bool
     ) -> tuple[Tensor, Any, Extras]:
         """Pass tokens through the layers: hidden states, the memory with its segment open, extras.
 
@@ -240,30 +251,21 @@ class LanguageModel(nn.Module):
             raise InputError(
                 f"A memory of {lanes} lanes and {slots} slots was asked for; give 1 or more and 0 or more."
             )
-        if self.config.same_length and slots == 0:
-            raise InputError("A memory of length 0 was asked for, but with same_length every query would see nothing.")
         return slots
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        return self._drop(self.embedding(tokens))
+
+    def _cut(self, tensor: Tensor) -> Tensor:
+        """Where the paper stops the gradient between segments."""
+        return tensor if self.memory_carries_gradient else tensor.detach()
 
     def _drop(self, hidden: Tensor) -> Tensor:
         return dropout(hidden, self.config.dropout, self.training)
 
-    def _codes(self, distances: Tensor, dtype: torch.dtype) -> Tensor:
-        """Sinusoids of distances, (P, D), dropped out once for all layers and directions."""
-        return self._drop(sinusoids(distances, self.config.model_width, dtype))
-
-    def _table_rows(self, memory: Any, num_keys: int) -> int:
-        """How many distances an open segment keeps projected: enough for a whole segment, doubled when it is longer."""
-        tokens = self.config.segment_length
-        while memory.length + tokens < num_keys:
-            tokens *= 2
-        return memory.length + tokens
-
     @property
     def _attention_dropout(self) -> float:
         return self.config.attention_dropout if self.training else 0.0
-
-    def _clamp(self, distance: int) -> int:
-        return distance if self.config.clamp_length is None else min(distance, self.config.clamp_length)
 
     def _check(self, tokens: Tensor, memory: Any, starts: Tensor | None, lengths: Tensor | None, close: bool) -> None:
         if not isinstance(memory, self.memory_class):
@@ -281,8 +283,6 @@ class LanguageModel(nn.Module):
                 f"The tokens have {tokens.shape[0]} lanes but the memory has {memory.lanes}; make both the same."
             )
         self._check_memory(memory)
-        if self.config.same_length and memory.length == 0:
-            raise InputError("The memory has length 0, but with same_length every query would see nothing; resize it.")
         if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = (int(edge) for edge in tokens.aminmax())
             if low < 0 or high >= self.vocab_size:
@@ -304,28 +304,3 @@ class LanguageModel(nn.Module):
         return InputError(
             f"The memory's {what} is {given} but this model's is {wanted}; use a memory made by the same model."
         )
-
-
-def visible_keys(valid: Bool[Tensor, "B M"], opened: int, new: int, same_length: bool) -> Bool[Tensor, "#B T S"]:
-    """Which of the keys [M slots; tokens of the segment so far] each of the `new` last tokens may see."""
-    slots = valid.shape[1]
-    keys = slots + opened + new
-    query = torch.arange(keys - new, keys, device=valid.device)[:, None]
-    distance = query - torch.arange(keys, device=valid.device)
-    seen = distance >= 0
-    if same_length:
-        seen &= distance < slots
-    if slots == 0:
-        return seen[None]
-    return torch.cat([seen[:, :slots] & valid[:, None], seen[:, slots:].expand(len(valid), -1, -1)], dim=2)
-
-
-def mass_by_distance(weights: Float[Tensor, "B H T S"]) -> Float[Tensor, "H S"]:
-    """Mean attention weight at each distance, 0 first, over lanes and queries."""
-    weights = weights.detach().double().mean(0)
-    num_queries, num_keys = weights.shape[1:]
-    distance = num_keys - num_queries + torch.arange(num_queries)[:, None] - torch.arange(num_keys)
-    # What lies in the future has no weight; it is counted at distance 0, where it changes nothing.
-    index = distance.clamp(min=0).flatten().to(weights.device)
-    mass = weights.new_zeros(weights.shape[0], num_keys)
-    return (mass.index_add_(1, index, weights.flatten(1)) / num_queries).float()

@@ -27,14 +27,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from remanence.memory import Distances, Memory, derived, newest, per_lane, per_slot, static
-from remanence.models.base import Extras, LanguageModel, ModelConfig, mass_by_distance, visible_keys
+from remanence.models.base import Extras
+from remanence.models.relative import RelativeConfig, RelativeModel, mass_by_distance, visible_keys
 from remanence.nn.relative import DirectionBiases, falling, tightest
 from remanence.ops.attention import relative_attention
 from remanence.ops.look_ahead import look_ahead, merge
 
 
 @dataclass(frozen=True, kw_only=True)
-class LaMemoConfig(ModelConfig):
+class LaMemoConfig(RelativeConfig):
     """LaMemo with M slots. The four published variants are named by `position` and `window`."""
 
     architecture: ClassVar[str] = "lamemo"
@@ -119,8 +120,8 @@ class _Window(NamedTuple):
     """Rows of the table of distances for d = 2 - n .. M."""
 
 
-class LaMemo(LanguageModel):
-    """A Transformer-XL whose slots are refreshed at every segment. Its memory carries no gradient (section 3)."""
+class LaMemo(RelativeModel):
+    """A Transformer-XL whose slots are refreshed at every segment. As published it carries no gradient (section 3)."""
 
     config_class = LaMemoConfig
     memory_class = LaMemoMemory
@@ -169,8 +170,9 @@ class LaMemo(LanguageModel):
         return dataclasses.replace(super().distances(segment_length, memory_length), ahead=ahead)
 
     def _read(
-        self, embedded: Tensor, memory: Any, lengths: Tensor | None, *, keep: bool, extras: bool
+        self, tokens: Tensor, memory: Any, lengths: Tensor | None, *, keep: bool, extras: bool
     ) -> tuple[Tensor, Any, Extras]:
+        embedded = self._embed(tokens)
         if memory.opened:
             return self._extend(embedded, memory, extras=extras)
         slots, new = memory.length, embedded.shape[1]
@@ -264,7 +266,7 @@ class LaMemo(LanguageModel):
 
     def _close(self, memory: Any, lengths: Tensor | None) -> LaMemoMemory:
         segment, read = memory.segment, memory.opened
-        fold = partial(_fold, lengths=lengths)
+        fold = partial(self._fold, lengths=lengths)
         last_length, window = torch.full_like(memory.last_length, read), read
         if lengths is not None:
             last_length = torch.where(lengths > 0, lengths, memory.last_length)
@@ -376,6 +378,7 @@ class LaMemo(LanguageModel):
         return limit
 
     def _check_memory(self, memory: Any) -> None:
+        super()._check_memory(memory)
         if len(memory.context) != len(self.layers) - 1:
             raise self._misfit("number of layers", len(memory.context) + 1, len(self.layers))
         if memory.embedding.shape[-1] != self.config.model_width:
@@ -384,7 +387,6 @@ class LaMemo(LanguageModel):
         if memory.context and tuple(memory.context[0].shape[-2:]) != shape:
             raise self._misfit("heads and head width", tuple(memory.context[0].shape[-2:]), shape)
 
-
-def _fold(held: Tensor, rows: Tensor, lengths: Tensor | None) -> Tensor:
-    """What a slot tensor is once its segment is over, cut off from the graph."""
-    return newest(held.detach(), rows.detach().to(held.dtype), lengths)
+    def _fold(self, held: Tensor, rows: Tensor, lengths: Tensor | None) -> Tensor:
+        """What a slot tensor is once its segment is over."""
+        return newest(self._cut(held), self._cut(rows).to(held.dtype), lengths)

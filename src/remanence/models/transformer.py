@@ -14,12 +14,12 @@ from torch import Tensor
 
 from remanence.errors import InputError
 from remanence.memory import Distances
-from remanence.models.base import ModelConfig
+from remanence.models.relative import RelativeConfig
 from remanence.models.transformer_xl import TransformerXL, TransformerXLMemory
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerConfig(ModelConfig):
+class TransformerConfig(RelativeConfig):
     """A Transformer that forgets everything at the end of each segment."""
 
     architecture: ClassVar[str] = "transformer"

@@ -18,19 +18,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from remanence.memory import Distances, Memory, derived, newest, per_lane, per_slot, static
-from remanence.models.base import (
-    Extras,
-    LanguageModel,
-    ModelConfig,
-    mass_by_distance,
-    visible_keys,
-)
+from remanence.models.base import Extras
+from remanence.models.relative import RelativeConfig, RelativeModel, mass_by_distance, visible_keys
 from remanence.nn.relative import DirectionBiases, LearnedPositions, falling, tightest
 from remanence.ops.attention import relative_attention
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerXLConfig(ModelConfig):
+class TransformerXLConfig(RelativeConfig):
     """Transformer-XL with M slots in every layer."""
 
     architecture: ClassVar[str] = "transformer-xl"
@@ -85,8 +80,8 @@ class TransformerXLMemory(Memory, kind="transformer-xl"):
         return memory
 
 
-class TransformerXL(LanguageModel):
-    """Reads a segment after the hidden states of earlier ones. Its memory carries no gradient (section 3.2)."""
+class TransformerXL(RelativeModel):
+    """Reads a segment after the hidden states of earlier ones. As published these carry no gradient (section 3.2)."""
 
     config_class = TransformerXLConfig
     memory_class = TransformerXLMemory
@@ -115,9 +110,10 @@ class TransformerXL(LanguageModel):
         )
 
     def _read(
-        self, embedded: Tensor, memory: Any, lengths: Tensor | None, *, keep: bool, extras: bool
+        self, tokens: Tensor, memory: Any, lengths: Tensor | None, *, keep: bool, extras: bool
     ) -> tuple[Tensor, Any, Extras]:
-        slots, opened, new = memory.length, memory.opened, embedded.shape[1]
+        slots, opened, new = memory.length, memory.opened, tokens.shape[1]
+        embedded = self._embed(tokens)
         num_keys = slots + opened + new
         visible = visible_keys(memory.valid, opened, new, self.config.same_length)
         tables = self._tables(memory, num_keys, keep, embedded)
@@ -155,7 +151,7 @@ class TransformerXL(LanguageModel):
         if not memory.length:
             return dataclasses.replace(memory, segment=None)
         hidden = tuple(
-            newest(old, rows.detach().to(old.dtype), lengths)
+            newest(old, self._cut(rows).to(old.dtype), lengths)
             for old, rows in zip(memory.hidden, memory.segment.hidden, strict=True)
         )
         read = memory.valid.new_ones(memory.lanes, memory.opened)
@@ -195,6 +191,7 @@ class TransformerXL(LanguageModel):
         return tightest(clamp, hold.back if hold else None)
 
     def _check_memory(self, memory: Any) -> None:
+        super()._check_memory(memory)
         if len(memory.hidden) != len(self.layers):
             raise self._misfit("number of layers", len(memory.hidden), len(self.layers))
         width = memory.hidden[0].shape[-1]

@@ -21,16 +21,20 @@ from remanence.ops.cross_entropy import linear_cross_entropy
 class SoftmaxHead(nn.Module):
     """Scores of the next token. Without cutoffs this is one softmax over the whole vocabulary.
 
-    `tie_projections[b]` makes P'_b the embedding's P_b (P_0 when `div_value` is 1), otherwise a weight of its own.
+    `tie_projections[b]` makes P'_b the embedding's P_b (P_0 when `div_value` is 1), otherwise a weight of its own;
+    `tie_embedding` makes E_b the embedding's table.
     """
 
-    def __init__(self, embedding: TokenEmbedding, tie_projections: tuple[bool, ...]) -> None:
+    def __init__(
+        self, embedding: TokenEmbedding, tie_projections: tuple[bool, ...], *, tie_embedding: bool = True
+    ) -> None:
         super().__init__()
         # In a tuple, so that the tied tables are registered once, under the embedding's names.
         self._tied = (embedding,)
         self.edges = embedding.edges
         num_tails = len(self.edges) - 2
         self.bias = nn.Parameter(torch.empty(self.edges[-1]))
+        self.tables = nn.ParameterList(() if tie_embedding else map(torch.empty_like, embedding.tables))
         self.projections = nn.ParameterDict()
         if len(embedding.projections):
             for number in range(num_tails + 1):
@@ -93,7 +97,7 @@ class SoftmaxHead(nn.Module):
 
     def _classifier(self, number: int) -> tuple[Tensor, Tensor]:
         """Weight and bias of one bin; those of the head include the tail slots."""
-        tables = self._tied[0].tables
+        tables = self.tables if len(self.tables) else self._tied[0].tables
         low, high = self.edges[number], self.edges[number + 1]
         weight = tables[number] if len(tables) > 1 else tables[0][low:high]
         bias = self.bias[low:high]

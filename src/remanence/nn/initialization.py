@@ -33,9 +33,8 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
             for parameter in module.projections.parameters():
                 projections.add(id(parameter))
                 normal(parameter, PROJECTION, generator)
-            if isinstance(module, TokenEmbedding):
-                for table in module.tables:
-                    normal(table, WEIGHT, generator)
+            for table in module.tables:
+                normal(table, WEIGHT, generator)
         if isinstance(module, nn.ParameterList | nn.ParameterDict):
             # Filled by the module that owns the list.
             continue

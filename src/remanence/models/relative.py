@@ -1,0 +1,114 @@
+"""What models with relative positions share: layers of attention over [slots ; tokens] and tables of distances.
+
+Shapes: B lanes, T tokens of this call, M slots, S = M + tokens of the segment so far, H heads, K head width, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from remanence.errors import InputError
+from remanence.memory import Distances
+from remanence.models.base import LanguageModel, ModelConfig
+from remanence.nn.layer import Layer
+from remanence.nn.positions import sinusoids
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativeConfig(ModelConfig):
+    """The settings of models whose attention knows distances."""
+
+    norm: Literal["post", "pre"] = "post"
+    clamp_length: int | None = None
+    """Distances beyond this are treated as this one."""
+    same_length: bool = False
+    """Every query sees the same number of keys: distances below the memory length only."""
+    share_position_biases: bool = True
+    """One pair of biases u, v for all layers, instead of a pair for each."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        memory_length: int = self.memory_length  # type: ignore[attr-defined]
+        self._require(self.clamp_length is None or self.clamp_length >= 1, "clamp_length", "1 or more, or left out")
+        self._require(not (self.same_length and memory_length == 0), "same_length", "false without a memory")
+
+
+class RelativeModel(LanguageModel):
+    """The layers, and what their attention needs to know of distances."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.layers: Any = nn.ModuleList(
+            Layer(
+                config.model_width,
+                config.num_heads,
+                config.head_width,
+                config.feed_forward_width,
+                norm=config.norm,
+                dropout=config.dropout,
+                epsilon=config.layer_norm_epsilon,
+                relative=config.position not in ("absolute", "learned"),
+            )
+            for _ in range(config.num_layers)
+        )
+
+    def distances(self, segment_length: int | None = None, memory_length: int | None = None) -> Distances:
+        """The largest distances that occur with such lengths (default: the configuration's)."""
+        segment = self.config.segment_length if segment_length is None else segment_length
+        memory = self.config.memory_length if memory_length is None else memory_length
+        back = memory - 1 if self.config.same_length else memory + segment - 1
+        return Distances(back=self._clamp(back), ahead=None)
+
+    def _slots(self, lanes: int, length: int | None) -> int:
+        slots = super()._slots(lanes, length)
+        if self.config.same_length and slots == 0:
+            raise InputError("A memory of length 0 was asked for, but with same_length every query would see nothing.")
+        return slots
+
+    def _codes(self, distances: Tensor, dtype: torch.dtype) -> Tensor:
+        """Sinusoids of distances, (P, D), dropped out once for all layers and directions."""
+        return self._drop(sinusoids(distances, self.config.model_width, dtype))
+
+    def _table_rows(self, memory: Any, num_keys: int) -> int:
+        """How many distances an open segment keeps projected: enough for a whole segment, doubled when it is longer."""
+        tokens = self.config.segment_length
+        while memory.length + tokens < num_keys:
+            tokens *= 2
+        return memory.length + tokens
+
+    def _clamp(self, distance: int) -> int:
+        return distance if self.config.clamp_length is None else min(distance, self.config.clamp_length)
+
+    def _check_memory(self, memory: Any) -> None:
+        if self.config.same_length and memory.length == 0:
+            raise InputError("The memory has length 0, but with same_length every query would see nothing; resize it.")
+
+
+def visible_keys(valid: Bool[Tensor, "B M"], opened: int, new: int, same_length: bool) -> Bool[Tensor, "#B T S"]:
+    """Which of the keys [M slots; tokens of the segment so far] each of the `new` last tokens may see."""
+    slots = valid.shape[1]
+    keys = slots + opened + new
+    query = torch.arange(keys - new, keys, device=valid.device)[:, None]
+    distance = query - torch.arange(keys, device=valid.device)
+    seen = distance >= 0
+    if same_length:
+        seen &= distance < slots
+    if slots == 0:
+        return seen[None]
+    return torch.cat([seen[:, :slots] & valid[:, None], seen[:, slots:].expand(len(valid), -1, -1)], dim=2)
+
+
+def mass_by_distance(weights: Float[Tensor, "B H T S"]) -> Float[Tensor, "H S"]:
+    """Mean attention weight at each distance, 0 first, over lanes and queries."""
+    weights = weights.detach().double().mean(0)
+    num_queries, num_keys = weights.shape[1:]
+    distance = num_keys - num_queries + torch.arange(num_queries)[:, None] - torch.arange(num_keys)
+    # What lies in the future has no weight; it is counted at distance 0, where it changes nothing.
+    index = distance.clamp(min=0).flatten().to(weights.device)
+    mass = weights.new_zeros(weights.shape[0], num_keys)
+    return (mass.index_add_(1, index, weights.flatten(1)) / num_queries).float()
