@@ -66,6 +66,8 @@ class Arguments:
     """Numbers of the matrix products; auto takes bfloat16 where this machine is faster in it."""
     by_position: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also tell the loss by position in the document (in the stream, under the published protocol)."""
+    accuracy: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Also tell how often the right token was the most probable; done anyway where a task is scored."""
     interpolation: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also tell how much of its old content a slot of LaMemo keeps, by layer and age."""
     device: str = "auto"
@@ -141,6 +143,7 @@ def _scores(arguments: Arguments, run: Run, corpus: Corpus, lengths: Sequence[in
             trained=run.distances,
             corpus=_text_name(corpus),
             measurements=kinds,
+            accuracy=arguments.accuracy or None,
             finished=_told
             if len(lengths) > 1 and not arguments.json and not sys.stderr.isatty()
             else lambda score: None,

@@ -16,6 +16,8 @@ BESIDE = {
     "character": ("bits_per_byte",),
     "word": ("nats_per_token", "bits_per_byte"),
     "token": ("perplexity", "bits_per_byte"),
+    "symbol": ("nats_per_token", "perplexity"),
+    "pixel": ("perplexity", "nats_per_token"),
 }
 """By unit, what is told beside the number that people quote."""
 
@@ -25,14 +27,19 @@ def scores(found: Sequence[Score]) -> Table:
     unit = found[0].protocol.unit
     beside = [name for name in BESIDE[unit] if all(getattr(score, name) not in (None, score.value) for score in found)]
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    # Asked for beside another number; a share is told in %, as where it is the number itself.
+    counted = found[0].measure != "% accuracy" and all(score.accuracy is not None for score in found)
     names = [name.replace("_", " ").replace("per token", f"per {unit}") for name in beside]
-    for name in ("memory", found[0].measure, *names, "distances", "seconds"):
-        table.add_column("perplexity per token" if name == "perplexity" and unit == "token" else name, justify="right")
+    for name in ("memory", found[0].measure, *names, *["% accuracy"] * counted, "distances", "seconds"):
+        table.add_column(
+            f"perplexity per {unit}" if name == "perplexity" and unit in ("token", "pixel") else name, justify="right"
+        )
     for score in found:
         table.add_row(
             f"{score.protocol.memory_length:,}",
             _number(score.value),
             *(_number(getattr(score, name)) for name in beside),
+            *([f"{100 * (score.accuracy or 0.0):.1f}"] if counted else []),
             _distances(score),
             f"{score.seconds:.1f}",
         )

@@ -89,7 +89,8 @@ def validation(model: LanguageModel, split: Split, recipe: Recipe, corpus: Corpu
     """The score of `split` at the lengths of training, as numbers for the log."""
     protocol = Protocol(starts=recipe.data.protocol, lanes=_lanes(split, recipe), precision=precision)
     score = evaluate(model, split, protocol, corpus=corpus.name)
-    numbers = {name: getattr(score, name) for name in ("bits_per_byte", "bits_per_character", "perplexity")}
+    names = ("bits_per_byte", "bits_per_character", "bits_per_pixel", "perplexity", "accuracy")
+    numbers = {name: getattr(score, name) for name in names}
     return {
         "nats_per_token": score.nats_per_token,
         "headline": score.headline,
@@ -117,9 +118,7 @@ def _validation_split(corpus: Corpus, recipe: Recipe) -> Split:
     """What validation reads. Raises InputError when it cannot be scored, which must not be found out after training."""
     split, limit = corpus.split("validation"), recipe.training.validation_tokens
     if limit and limit < len(split):
-        split = dataclasses.replace(
-            split, tokens=split.tokens[:limit], documents=split.documents[split.documents < limit]
-        )
+        split = split.first(limit)
     try:
         Lanes.once(split, _lanes(split, recipe), recipe.model.segment_length, recipe.data.protocol)
     except InputError:

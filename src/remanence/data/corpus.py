@@ -6,6 +6,9 @@
     train.documents        little-endian int64 offsets at which documents begin, in tokens; the first is 0
     validation.*, test.*   likewise
 
+Two facts that most corpora lack say what is scored: `scored_last`, that only the last tokens of every document are, and
+`start_token`, that every document begins with one constant symbol, which models that bring their own skip.
+
 Opening a corpus reads the manifest and the sizes of the files, whatever their length, and runs nothing it finds there.
 """
 
@@ -14,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,7 @@ from remanence.files import read_json, sha256_file
 FORMAT = "remanence-corpus"
 VERSION = 1
 SPLITS = ("train", "validation", "test")
-UNITS = ("byte", "character", "word", "token")
+UNITS = ("byte", "character", "word", "token", "symbol", "pixel")
 
 
 def token_type(vocab_size: int) -> np.dtype:
@@ -52,6 +55,10 @@ class Split:
     """"tokens", "bytes", "characters", "words" and "lines" of the text that the tokens stand for."""
     unit: str = "token"
     name: str = "split"
+    scored_last: int | None = None
+    """Only so many last tokens of every document are scored; None scores all."""
+    start_token: int | None = None
+    """The first token of every document, where that is the same for all; None where it is text."""
 
     def __post_init__(self) -> None:
         if not self.counts:
@@ -59,6 +66,26 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def is_scored(self, positions: np.ndarray) -> np.ndarray:
+        """Which positions in the split are scored as targets: those close enough to the end of their document."""
+        if self.scored_last is None:
+            return np.ones(positions.shape, bool)
+        ends = np.append(self.documents[1:], len(self))
+        return ends[np.searchsorted(self.documents, positions, side="right") - 1] - positions <= self.scored_last
+
+    def first(self, tokens: int) -> Split:
+        """The split up to so many tokens; where only the ends of documents are scored, documents stay whole, and at
+        least one does.
+        """
+        if tokens >= len(self):
+            return self
+        if self.scored_last is not None:
+            edges = np.append(self.documents[1:], len(self))
+            tokens = int(edges[max(0, int(np.searchsorted(edges, tokens, side="right")) - 1)])
+        return replace(
+            self, tokens=self.tokens[:tokens], documents=self.documents[self.documents < tokens], counts=self.counts
+        )
 
     def check(self, tokens: np.ndarray) -> None:
         """Raise InputError where an id lies outside the vocabulary: the file was altered or is another corpus's."""
@@ -107,8 +134,18 @@ class Corpus:
 
     @property
     def unit(self) -> str:
-        """What one token is: "byte", "character", "word", or "token" for sub-words."""
+        """What one token is: "byte", "character", "word", "symbol", "pixel", or "token" for sub-words."""
         return self.manifest["tokenizer"]["unit"]
+
+    @property
+    def scored_last(self) -> int | None:
+        """How many last tokens of every document are scored; None where all are."""
+        return self.manifest.get("scored_last")
+
+    @property
+    def start_token(self) -> int | None:
+        """The constant first token of every document; None where there is none."""
+        return self.manifest.get("start_token")
 
     @property
     def fingerprint(self) -> str:
@@ -143,7 +180,9 @@ class Corpus:
             raise InputError(
                 f"The file {name}.documents of the corpus {self.name} does not fit its tokens; prepare it again."
             )
-        return Split(tokens, self.vocab_size, documents, entry["counts"], self.unit, name)
+        return Split(
+            tokens, self.vocab_size, documents, entry["counts"], self.unit, name, self.scored_last, self.start_token
+        )
 
     def verify(self) -> None:
         """Read everything once: hashes, token ids, tokenizer. Raises InputError at the first thing that differs."""
@@ -161,10 +200,15 @@ class Corpus:
         self.tokenizer.fingerprint  # noqa: B018  loading it is the check
 
 
-def corpus_fingerprint(tokenizer_fingerprint: str, splits: Mapping[str, Mapping[str, Any]]) -> str:
-    """SHA-256 of what a model can see of a corpus: its tokens, where documents begin, and how text maps to tokens."""
-    seen = {name: entry["sha256"] for name, entry in splits.items()}
-    return hashlib.sha256(json.dumps([tokenizer_fingerprint, seen], sort_keys=True).encode()).hexdigest()
+def corpus_fingerprint(tokenizer_fingerprint: str, splits: Mapping[str, Mapping[str, Any]], **facts: int | None) -> str:
+    """SHA-256 of what a model can see of a corpus: its tokens, where documents begin, and how text maps to tokens.
+
+    `facts` are scored_last and start_token, of a corpus that has them.
+    """
+    seen: list[Any] = [tokenizer_fingerprint, {name: entry["sha256"] for name, entry in splits.items()}]
+    if facts := {name: value for name, value in facts.items() if value is not None}:
+        seen.append(facts)
+    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
 
 
 def _check_manifest(folder: Path, manifest: Any) -> None:
@@ -172,6 +216,7 @@ def _check_manifest(folder: Path, manifest: Any) -> None:
 
     def fits() -> bool:
         tokenizer, splits = manifest["tokenizer"], manifest["splits"]
+        facts = {name: manifest.get(name) for name in ("scored_last", "start_token")}
         return (
             isinstance(manifest["name"], str)
             and isinstance(tokenizer["vocab_size"], int)
@@ -180,7 +225,9 @@ def _check_manifest(folder: Path, manifest: Any) -> None:
             and bool(splits)
             and set(splits) <= set(SPLITS)
             and all(_is_entry(entry) for entry in splits.values())
-            and manifest["fingerprint"] == corpus_fingerprint(tokenizer["fingerprint"], splits)
+            and _is_count(facts["scored_last"], 1, None)
+            and _is_count(facts["start_token"], 0, tokenizer["vocab_size"])
+            and manifest["fingerprint"] == corpus_fingerprint(tokenizer["fingerprint"], splits, **facts)
         )
 
     path = folder / "manifest.json"
@@ -197,6 +244,11 @@ def _check_manifest(folder: Path, manifest: Any) -> None:
         sound = False
     if not sound:
         raise InputError(f"{path} was damaged or edited by hand; prepare the corpus again.")
+
+
+def _is_count(value: Any, least: int, below: int | None) -> bool:
+    """Whether a fact is absent or a whole number in its range."""
+    return value is None or (type(value) is int and least <= value and (below is None or value < below))
 
 
 def _is_entry(entry: Mapping[str, Any]) -> bool:

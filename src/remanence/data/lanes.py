@@ -5,6 +5,11 @@ Two protocols, for training and for evaluation:
     published   the split is one stream, memory is never forgotten inside it (Transformer-XL, LaMemo)
     document    a lane reads whole documents and forgets where one starts
 
+What a model's output n scores is token n + `shift` of its text. With shift 1 that is the next token, and the first
+token of a text is read but not scored. With shift 0 it is the token itself, predicted from those before it by a model
+that brings a start symbol of its own; so a constant start token of the corpus is left out of its documents, and every
+token that is left is scored.
+
 Shapes
     B   lanes
     T   segment
@@ -15,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -35,7 +41,7 @@ class Batch:
 
     tokens: Int[Tensor, "B T"]
     targets: Int[Tensor, "B T"]
-    """The token that follows; -1 where nothing is scored."""
+    """The token that follows, or with shift 0 the token itself; -1 where nothing is scored."""
     starts: Bool[Tensor, "B"]
     """True where the lane's memory is forgotten before this segment."""
     lengths: Int[Tensor, "B"] | None = None
@@ -59,15 +65,22 @@ class Lanes:
     column (LaMemo's published training).
 
     "document": lanes read whole documents in an order shuffled anew each epoch, memory starts empty at each, and the
-    last segment of a document is padded.
+    last segment of a document is padded. Where only the last tokens of a document are scored, there are batches in
+    which nothing is.
 
     Raises InputError when the split is too short for these lanes.
     """
 
     def __init__(
-        self, split: Split, lanes: int, segment_length: int, protocol: Protocol = "published", seed: int = 0
+        self,
+        split: Split,
+        lanes: int,
+        segment_length: int,
+        protocol: Protocol = "published",
+        seed: int = 0,
+        shift: int = 1,
     ) -> None:
-        _check_shape(lanes, segment_length, protocol)
+        _check_shape(lanes, segment_length, protocol, shift)
         if seed < 0:
             raise InputError(f"The seed of the lanes is {seed}; it must be 0 or more.")
         self.split = split
@@ -75,24 +88,26 @@ class Lanes:
         self.segment_length = segment_length
         self.protocol = protocol
         self.seed = seed
+        self.shift = shift
         self.epoch = 0
         """Passes over the split that were completed."""
         self.position = 0
         """How far this pass has come: tokens of every lane ("published"), documents begun ("document")."""
         if protocol == "published":
             self._column = len(split) // lanes
-            if self._column <= segment_length:
+            if self._column < segment_length + shift:
                 raise InputError(
                     f"The {split.name} split has {len(split)} tokens and {lanes} lanes with segments of "
-                    f"{segment_length} need {lanes * (segment_length + 1)}; take fewer lanes, shorter segments or "
+                    f"{segment_length} need {lanes * (segment_length + shift)}; take fewer lanes, shorter segments or "
                     "more text."
                 )
         else:
-            self._documents = _scorable_documents(split)
+            self._documents = _parts(split, shift)
+            """(n, 2) where the inputs of each document begin and end."""
             if len(self._documents) < lanes:
                 raise InputError(
-                    f"The {split.name} split has {len(self._documents)} documents of two or more tokens and {lanes} "
-                    'lanes need one each; take fewer lanes or the protocol "published".'
+                    f"The {split.name} split has {len(self._documents)} documents of {_least(split, shift)} or more "
+                    f'tokens and {lanes} lanes need one each; take fewer lanes or the protocol "published".'
                 )
             self._reading = np.full(lanes, -1, np.int64)
             """Which document each lane reads; -1 before the first."""
@@ -118,7 +133,8 @@ class Lanes:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken. Raises InputError when it belongs to other lanes or another split."""
         for key, mine in self._shape().items():
-            if state.get(key) != mine:
+            # Positions of before there was a shift are of shift 1.
+            if state.get(key, 1 if key == "shift" else None) != mine:
                 raise InputError(
                     f"The saved lane position has {key} {state.get(key)!r} and these lanes have {mine!r}; "
                     "resume with the settings and the corpus it was saved with."
@@ -130,9 +146,9 @@ class Lanes:
         self._arrange()
 
     @staticmethod
-    def once(split: Split, lanes: int, segment_length: int, protocol: Protocol = "published") -> Once:
+    def once(split: Split, lanes: int, segment_length: int, protocol: Protocol = "published", shift: int = 1) -> Once:
         """Lanes for evaluation, read once: see `Once`."""
-        return Once(split, lanes, segment_length, protocol)
+        return Once(split, lanes, segment_length, protocol, shift)
 
     def _shape(self) -> dict[str, Any]:
         return {
@@ -140,6 +156,7 @@ class Lanes:
             "lanes": self.lanes,
             "segment_length": self.segment_length,
             "tokens": len(self.split),
+            "shift": self.shift,
         }
 
     def _arrange(self) -> None:
@@ -151,27 +168,27 @@ class Lanes:
             self._order = generator.permutation(len(self._documents))
 
     def _next_published(self) -> Batch:
-        if self.position + self.segment_length >= self._column:
+        if self.position + self.segment_length + self.shift > self._column:
             self.epoch, self.position = self.epoch + 1, 0
             self._arrange()
-        steps = self._offsets[:, None] + self.position + np.arange(self.segment_length + 1)
-        window = self.split.tokens[steps % self._column + self._column * np.arange(self.lanes)[:, None]]
+        steps = self._offsets[:, None] + self.position + np.arange(self.segment_length + self.shift)
+        places = steps % self._column + self._column * np.arange(self.lanes)[:, None]
         starts = np.full(self.lanes, self.position == 0)
         self.position += self.segment_length
-        return _batch(self.split, window, starts, None)
+        return _batch(self.split, places, self.shift, starts, None)
 
     def _next_document(self) -> Batch:
         starts = np.zeros(self.lanes, bool)
         for lane in range(self.lanes):
-            if self._reading[lane] < 0 or self._read[lane] + 1 >= self._length(lane):
+            if self._reading[lane] < 0 or self._read[lane] >= self._length(lane):
                 self._reading[lane] = self._take()
                 self._read[lane] = 0
                 starts[lane] = True
         begins = self._documents[self._reading, 0] + self._read
         ends = self._documents[self._reading, 1]
-        lengths = np.minimum(ends - begins - 1, self.segment_length)
+        lengths = np.minimum(ends - begins, self.segment_length)
         self._read += lengths
-        return _batch(self.split, _windows(self.split, begins, self.segment_length), starts, lengths)
+        return _batch(self.split, _places(begins, self.segment_length, self.shift), self.shift, starts, lengths)
 
     def _length(self, lane: int) -> int:
         begin, end = self._documents[self._reading[lane]]
@@ -189,11 +206,14 @@ class Lanes:
 class Once:
     """Every token of a split scored exactly once: an iterable of batches that knows its length.
 
-    "published": every token but the first of the stream is scored. The lanes share the stream evenly, in order; the
-    first token a lane reads is the last one that the lane before it scores, and each starts with an empty memory.
+    "published": every token of the stream is scored, but for the first where shift is 1. The lanes share the stream
+    evenly, in order, and each starts with an empty memory; with shift 1 the first token a lane reads is the last one
+    that the lane before it scores.
 
-    "document": every token but the first of each document is scored. Documents go to the lanes longest first, each to
-    the lane that is free first, so that few lanes idle.
+    "document": likewise every token of each document, but for the first where shift is 1 or it is a constant start.
+    Documents go to the lanes longest first, each to the lane that is free first, so that few lanes idle.
+
+    Of a split that says so (`scored_last`), only the last tokens of each document count among them.
 
     A lane that has nothing left has length 0. No batch is wider than the longest text that a lane reads at once,
     however long segments may be: the rest would be padding for every lane.
@@ -201,40 +221,51 @@ class Once:
     Raises InputError when the split is too short for these lanes.
     """
 
-    def __init__(self, split: Split, lanes: int, segment_length: int, protocol: Protocol = "published") -> None:
-        _check_shape(lanes, segment_length, protocol)
+    def __init__(
+        self, split: Split, lanes: int, segment_length: int, protocol: Protocol = "published", shift: int = 1
+    ) -> None:
+        _check_shape(lanes, segment_length, protocol, shift)
         self.split = split
         self.lanes = lanes
         self.segment_length = segment_length
         self.protocol = protocol
+        self.shift = shift
         if protocol == "published":
-            scored = len(split) - 1
-            if scored < lanes:
+            inputs = len(split) - shift
+            if inputs < lanes:
                 raise InputError(
                     f"The {split.name} split has {_count(len(split), 'token')} and {_count(lanes, 'lane')} "
-                    f"{'needs' if lanes == 1 else 'need'} at least {lanes + 1:,}; take fewer lanes or more text."
+                    f"{'needs' if lanes == 1 else 'need'} at least {lanes + shift:,}; take fewer lanes or more text."
                 )
-            edges = np.arange(lanes + 1, dtype=np.int64) * scored // lanes
-            self._schedule = [[(int(begin), int(end) + 1)] for begin, end in pairwise(edges)]
+            edges = np.arange(lanes + 1, dtype=np.int64) * inputs // lanes
+            self._schedule = [[(int(begin), int(end))] for begin, end in pairwise(edges)]
         else:
-            documents = _scorable_documents(split)
+            documents = _parts(split, shift)
             if not len(documents):
                 raise InputError(
-                    f"No document of the {split.name} split has two tokens, so there is nothing to score; "
-                    'take more text or the protocol "published".'
+                    f"No document of the {split.name} split has {('one token', 'two tokens')[_least(split, shift) - 1]}"
+                    ', so there is nothing to score; take more text or the protocol "published".'
                 )
             self._schedule = _share(documents, lanes, segment_length)
-        longest = max(end - begin - 1 for parts in self._schedule for begin, end in parts)
+        longest = max(end - begin for parts in self._schedule for begin, end in parts)
         self._width = min(segment_length, longest)
 
     def __len__(self) -> int:
         """Batches in one pass."""
         return max(sum(_segments(part, self.segment_length) for part in parts) for parts in self._schedule)
 
-    @property
+    @cached_property
     def scored(self) -> int:
         """Tokens scored in one pass."""
-        return sum(end - begin - 1 for parts in self._schedule for begin, end in parts)
+        parts = np.array([part for parts in self._schedule for part in parts], np.int64) + self.shift
+        if self.split.scored_last is None:
+            return int((parts[:, 1] - parts[:, 0]).sum())
+        # Counted up to each edge: what the documents before it score, and what its own has scored so far.
+        ends = np.append(self.split.documents[1:], len(self.split))
+        firsts = np.maximum(self.split.documents, ends - self.split.scored_last)
+        before = np.concatenate([[0], np.cumsum(ends - firsts)])
+        index = np.searchsorted(self.split.documents, parts, side="right") - 1
+        return int(np.diff(before[index] + np.maximum(parts - firsts[index], 0), axis=1).sum())
 
     def __iter__(self) -> Iterator[Batch]:
         ahead = [iter(parts) for parts in self._schedule]
@@ -242,43 +273,55 @@ class Once:
         ends = np.zeros(self.lanes, np.int64)
         for _ in range(len(self)):
             starts = np.zeros(self.lanes, bool)
-            for lane in np.flatnonzero(begins + 1 >= ends):
+            for lane in np.flatnonzero(begins >= ends):
                 part = next(ahead[lane], None)
                 if part is None:
                     begins[lane] = ends[lane] = 0
                 else:
                     begins[lane], ends[lane] = part
                     starts[lane] = True
-            lengths = np.clip(ends - begins - 1, 0, self._width)
-            window = _windows(self.split, begins, self._width)
-            yield _batch(self.split, window, starts, None if (lengths == self._width).all() else lengths)
+            lengths = np.clip(ends - begins, 0, self._width)
+            places = _places(begins, self._width, self.shift)
+            yield _batch(self.split, places, self.shift, starts, None if (lengths == self._width).all() else lengths)
             begins = begins + lengths
 
 
-def _batch(split: Split, window: np.ndarray, starts: np.ndarray, lengths: np.ndarray | None) -> Batch:
-    """Inputs and targets from windows of T + 1 tokens, padding blanked out."""
-    window = window.astype(np.int64)
-    tokens, targets = window[:, :-1].copy(), window[:, 1:].copy()
-    if lengths is None:
-        split.check(window)
-        return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(starts))
-    padding = np.arange(tokens.shape[1]) >= lengths[:, None]
-    tokens[padding], targets[padding] = 0, -1
+def _batch(split: Split, places: np.ndarray, shift: int, starts: np.ndarray, lengths: np.ndarray | None) -> Batch:
+    """Inputs and targets from the places of T + shift tokens; padding is blanked out, and what is not scored.
+
+    A place beyond the split is padding to the caller.
+    """
+    places = np.minimum(places, len(split) - 1)
+    window = split.tokens[places].astype(np.int64)
+    width = window.shape[1] - shift
+    tokens, targets = window[:, :width].copy(), window[:, shift:].copy()
+    if lengths is not None:
+        padding = np.arange(width) >= lengths[:, None]
+        tokens[padding], targets[padding] = 0, -1
     split.check(tokens)
     split.check(targets)
-    return Batch(*map(torch.from_numpy, (tokens, targets, starts, lengths)))
+    if split.scored_last is not None:
+        targets[~split.is_scored(places[:, shift:])] = -1
+    batch = (torch.from_numpy(array) for array in (tokens, targets, starts))
+    return Batch(*batch, None if lengths is None else torch.from_numpy(lengths))
 
 
-def _windows(split: Split, begins: np.ndarray, segment_length: int) -> np.ndarray:
-    """T + 1 tokens from each begin; what lies beyond the split repeats its last token and is padding to the caller."""
-    return split.tokens[np.minimum(begins[:, None] + np.arange(segment_length + 1), len(split) - 1)]
+def _places(begins: np.ndarray, segment_length: int, shift: int) -> np.ndarray:
+    """Where T + shift tokens from each begin lie in the split."""
+    return begins[:, None] + np.arange(segment_length + shift)
 
 
-def _scorable_documents(split: Split) -> np.ndarray:
-    """(n, 2) begins and ends of the documents that have a token to score, in the order of the split."""
-    edges = np.append(split.documents, len(split))
+def _least(split: Split, shift: int) -> int:
+    """Tokens that a document must have for one to be scored."""
+    return 1 + (shift or split.start_token is not None)
+
+
+def _parts(split: Split, shift: int) -> np.ndarray:
+    """(n, 2) where the inputs of each document that has a token to score begin and end, in the order of the split."""
+    edges = np.append(split.documents, len(split)).astype(np.int64)
     documents = np.stack([edges[:-1], edges[1:]], 1)
-    return documents[documents[:, 1] - documents[:, 0] >= 2]
+    documents = documents[documents[:, 1] - documents[:, 0] >= _least(split, shift)]
+    return documents + ([0, -1] if shift else [int(split.start_token is not None), 0])
 
 
 def _count(number: int, what: str) -> str:
@@ -286,7 +329,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _segments(part: tuple[int, int], segment_length: int) -> int:
-    return -(-(part[1] - part[0] - 1) // segment_length)
+    return -(-(part[1] - part[0]) // segment_length)
 
 
 def _share(documents: np.ndarray, lanes: int, segment_length: int) -> list[list[tuple[int, int]]]:
@@ -300,7 +343,8 @@ def _share(documents: np.ndarray, lanes: int, segment_length: int) -> list[list[
     return schedule
 
 
-def _check_shape(lanes: int, segment_length: int, protocol: str) -> None:
+def _check_shape(lanes: int, segment_length: int, protocol: str, shift: int) -> None:
+    assert shift in (0, 1)
     if lanes < 1:
         raise InputError(f"The number of lanes is {lanes}; it must be at least 1.")
     if segment_length < 1:

@@ -35,6 +35,8 @@ class Seen:
     memory: Any
     """The memory with which the segment was read, before `starts` were applied."""
     extras: Any
+    correct: Bool[Tensor, "B T"] | None = None
+    """Where the target was the most probable token; None where nobody asked."""
 
 
 class Measurement(abc.ABC):

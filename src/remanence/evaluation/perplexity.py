@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from remanence.data import Batch, Lanes, Split
 from remanence.errors import InputError
@@ -19,6 +21,9 @@ from remanence.memory import Distances
 from remanence.models import LanguageModel
 from remanence.training.precision import autocast
 
+ROWS = 1 << 10
+"""Positions whose logits are held at a time."""
+
 
 def evaluate(
     model: LanguageModel,
@@ -28,6 +33,7 @@ def evaluate(
     trained: Distances | None = None,
     corpus: str = "",
     measurements: Sequence[Measurement] = (),
+    accuracy: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
     """Score every token of a split once.
@@ -38,6 +44,8 @@ def evaluate(
     trained         largest distances seen in training (`run.distances`); without them nothing can be held
     corpus          what to call the text in the protocol: wikitext-2
     measurements    what else to note on the way, see `measurements.py`
+    accuracy        count how often the target was the most probable token; unless given, where only the ends of
+                    documents are scored
     progress        called with (tokens scored, tokens in all) after every segment
 
     Raises InputError for a text of another vocabulary, a text too short to score, lengths the model cannot take and
@@ -49,15 +57,19 @@ def evaluate(
             f"The text was prepared with a vocabulary of {split.vocab_size:,} and the model has "
             f"{model.config.vocab_size:,}; prepare the text with the tokenizer of the model."
         )
-    protocol = (protocol or Protocol()).completed(model, trained, corpus=corpus, split=split.name, unit=split.unit)
+    facts: dict[str, Any] = {"split": split.name, "unit": split.unit, "scored_last": split.scored_last}
+    facts["start_token"] = split.start_token is not None
+    protocol = (protocol or Protocol()).completed(model, trained, corpus=corpus, **facts)
+    accuracy = split.scored_last is not None if accuracy is None else accuracy
     assert protocol.lanes is not None and protocol.segment_length is not None
-    batches = Lanes.once(split, protocol.lanes, protocol.segment_length, protocol.starts)
+    batches = Lanes.once(split, protocol.lanes, protocol.segment_length, protocol.starts, model.shift)
     extras = any(measurement.extras for measurement in measurements)
-    nats, tokens = 0.0, 0
+    nats, tokens, correct = 0.0, 0, 0
     with torch.no_grad(), as_tested(model, protocol.clamp_length, protocol.same_length):
-        for seen in _read(model, batches, protocol, extras):
+        for seen in _read(model, batches, protocol, extras, accuracy):
             nats += float(seen.nats.sum())
             tokens += int(seen.scored.sum())
+            correct += 0 if seen.correct is None else int(seen.correct.sum())
             for measurement in measurements:
                 measurement.add(seen)
             if not math.isfinite(nats):
@@ -74,6 +86,7 @@ def evaluate(
         protocol=dataclasses.replace(protocol, text_tokens=len(split), scored_tokens=tokens),
         counts=dict(split.counts),
         measurements={measurement.name: measurement.result() for measurement in measurements},
+        correct=correct if accuracy else None,
     )
 
 
@@ -91,7 +104,7 @@ def sweep(
 
     measurements    makers of new measurements, such as their classes: `[LossByPosition]`
     finished        called with each score as soon as it is there
-    settings        what else `evaluate` takes: trained, corpus, progress
+    settings        what else `evaluate` takes: trained, corpus, accuracy, progress
     """
     protocols = [dataclasses.replace(protocol or Protocol(), memory_length=length) for length in memory_lengths]
     for each in protocols:
@@ -104,7 +117,9 @@ def sweep(
     return scores
 
 
-def _read(model: LanguageModel, batches: Iterable[Batch], protocol: Protocol, extras: bool) -> Iterator[Seen]:
+def _read(
+    model: LanguageModel, batches: Iterable[Batch], protocol: Protocol, extras: bool, accuracy: bool
+) -> Iterator[Seen]:
     """What the model made of each segment of the text, in order."""
     assert protocol.lanes is not None and protocol.segment_length is not None
     device = next(model.parameters()).device
@@ -117,13 +132,25 @@ def _read(model: LanguageModel, batches: Iterable[Batch], protocol: Protocol, ex
         with autocast(precision, device):
             hidden, memory, found = model(moved.tokens, memory, moved.starts, lengths=moved.lengths, extras=extras)
             nats = model.head.loss(hidden, moved.targets)
+            correct = _correct(model, hidden, moved.targets).cpu() if accuracy else None
         positions = positions.masked_fill(batch.starts, 0)
         yield Seen(
             nats=nats.cpu().double(),
             scored=batch.targets >= 0,
             positions=positions[:, None] + torch.arange(batch.tokens.shape[1]),
             starts=batch.starts,
+            correct=correct,
             memory=before,
             extras=found,
         )
         positions = positions + (batch.tokens.shape[1] if batch.lengths is None else batch.lengths)
+
+
+def _correct(model: LanguageModel, hidden: Float[Tensor, "B T D"], targets: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """Where the target is the most probable token; logits are made for scored positions alone, a few at a time."""
+    correct = torch.zeros_like(targets, dtype=torch.bool)
+    lanes, positions = (targets >= 0).nonzero(as_tuple=True)
+    for lane, position in zip(lanes.split(ROWS), positions.split(ROWS), strict=True):
+        best = model.head.logits(hidden[lane, position][None])[0].argmax(-1)
+        correct[lane, position] = best == targets[lane, position]
+    return correct

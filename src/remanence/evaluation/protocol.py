@@ -52,7 +52,13 @@ class Protocol:
     corpus: str = ""
     split: str = ""
     unit: str = ""
-    """What a token is: byte, character, word or token (a sub-word)."""
+    """What a token is: byte, character, word, symbol, pixel or token (a sub-word)."""
+    scored_last: int | None = None
+    """Only so many last tokens of every document were scored; None where all were."""
+    start_token: bool = False
+    """Whether every document begins with a constant token, which is not scored."""
+    shift: int = 1
+    """Outputs score the token after theirs (1), or their own (0), from a start symbol that the model brings."""
     architecture: str = ""
     vocab_size: int | None = None
     text_tokens: int | None = None
@@ -122,6 +128,7 @@ class Protocol:
             lanes=DEFAULT_LANES if self.lanes is None else self.lanes,
             architecture=config.architecture,
             vocab_size=config.vocab_size,
+            shift=model.shift,
             reached=_pair(reached),
             trained=None if trained is None else _pair(trained),
             held=None if held is None else _pair(held),
@@ -154,11 +161,15 @@ class Protocol:
 
     def _scored_in_words(self) -> str:
         text = f"Split {self.split} of {self.corpus}" if self.corpus else f"Split {self.split}"
-        plural = {"byte": "bytes", "character": "characters", "word": "words"}.get(self.unit, "tokens")
-        first = "the first of the stream" if self.starts == "published" else "the first of each document"
-        return (
-            f"{text}, {self.text_tokens:,} {plural}: every one but {first} scored once, {self.scored_tokens:,} in all."
-        )
+        plural = f"{self.unit}s" if self.unit else "tokens"
+        published = self.starts == "published"
+        if self.scored_last is not None:
+            which = f"the last {self.scored_last:,} of each document"
+        elif self.shift:
+            which = f"every one but the first of {'the stream' if published else 'each document'}"
+        else:
+            which = "every one but the start of each document" if self.start_token and not published else "every one"
+        return f"{text}, {self.text_tokens:,} {plural}: {which} scored once, {self.scored_tokens:,} in all."
 
     def _reading_in_words(self) -> str:
         lanes = "one lane" if self.lanes == 1 else f"{self.lanes} lanes"

@@ -4,6 +4,7 @@
     perplexity          e^n
     bits per byte       n / ln 2 · tokens / bytes
     word perplexity     e^(n · tokens / (words + line ends))
+    accuracy            scored tokens that the model held the most probable / scored tokens
 
 The counts are those of the whole text. The few tokens that are not scored (the first of the stream, or of each
 document) are thereby charged at the mean, so that no protocol looks better for scoring less; where all are scored, word
@@ -41,6 +42,8 @@ class Score:
     """Of the whole text: tokens, bytes, characters, words; a count that is not known is absent."""
     measurements: dict[str, Any] = field(default_factory=dict)
     """What the measurements that were asked for found, by their names."""
+    correct: int | None = None
+    """How many scored tokens the model held the most probable; None where that was not counted."""
 
     @property
     def nats_per_token(self) -> float:
@@ -54,6 +57,15 @@ class Score:
     def perplexity(self) -> float:
         """e^(nats per token); infinite where that is beyond a float."""
         return _exp(self.nats_per_token)
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of scored tokens that the model held the most probable."""
+        return None if self.correct is None else self.correct / self.tokens
+
+    @property
+    def bits_per_pixel(self) -> float | None:
+        return self.bits_per_token if self.protocol.unit == "pixel" else None
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -74,18 +86,29 @@ class Score:
     @property
     def headline(self) -> str:
         """The number people quote for such a text: "2.391 bits per byte"."""
-        return f"{self.value:{'.3f' if self.measure.startswith('bits') else ',.2f'}} {self.measure}"
+        digits = ".3f" if self.measure.startswith("bits") else ".1f" if self.higher_is_better else ",.2f"
+        return f"{self.value:{digits}} {self.measure}"
 
     @property
     def measure(self) -> str:
-        """Which number that is: bits per byte or character, perplexity, or word perplexity for sub-word tokens."""
-        if self.protocol.unit in ("byte", "character"):
+        """Which number that is: bits per byte, character or pixel, perplexity, word perplexity for sub-word tokens, or
+        the accuracy, in %, where a task is scored at the ends of documents alone.
+        """
+        if self.protocol.scored_last is not None and self.correct is not None:
+            return "% accuracy"
+        if self.protocol.unit in ("byte", "character", "pixel"):
             return f"bits per {self.protocol.unit}"
         return "word perplexity" if self.protocol.unit == "token" and self.word_perplexity else "perplexity"
 
     @property
+    def higher_is_better(self) -> bool:
+        return self.measure == "% accuracy"
+
+    @property
     def value(self) -> float:
         return {
+            "% accuracy": 100 * (self.accuracy or 0.0),
+            "bits per pixel": self.bits_per_token,
             "bits per byte": self.bits_per_token,
             "bits per character": self.bits_per_token,
             "word perplexity": self.word_perplexity or 0.0,
@@ -93,7 +116,8 @@ class Score:
         }[self.measure]
 
     def to_json(self) -> dict[str, Any]:
-        units = ("nats_per_token", "bits_per_byte", "bits_per_character", "perplexity", "word_perplexity")
+        units = ("nats_per_token", "bits_per_byte", "bits_per_character", "bits_per_pixel", "perplexity")
+        units += ("word_perplexity", "accuracy")
         values = {name: getattr(self, name) for name in units}
         return {
             "format": FORMAT,
@@ -101,6 +125,7 @@ class Score:
             **{name: None if value is None or math.isinf(value) else value for name, value in values.items()},
             "nats": self.nats,
             "tokens": self.tokens,
+            "correct": self.correct,
             "seconds": self.seconds,
             "counts": self.counts,
             "protocol": self.protocol.to_json(),
@@ -110,7 +135,8 @@ class Score:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Score:
         """What `to_json` gave, as a score again."""
-        entries = {entry.name: value[entry.name] for entry in dataclasses.fields(cls)}
+        # What was not counted when a score was written is absent from it.
+        entries = {entry.name: value[entry.name] for entry in dataclasses.fields(cls) if entry.name in value}
         entries["protocol"] = Protocol.from_json(value["protocol"])
         return cls(**entries)
 

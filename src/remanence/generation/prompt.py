@@ -31,6 +31,8 @@ def settled(text: str, tokenizer: Any) -> int:
     """How many characters from the left get the tokens they would get in any longer text."""
     if tokenizer.unit in ("byte", "character"):
         return len(text)
+    if tokenizer.unit in ("symbol", "pixel"):
+        return re.search(r"\S*\Z", text).start()  # pyright: ignore[reportOptionalMemberAccess]
     if tokenizer.unit == "word":
         return max(text.rfind(" "), text.rfind("\n")) + 1
     if len(text) < ENOUGH:
@@ -47,8 +49,11 @@ def opening(tokenizer: Any) -> np.ndarray:
     """The one token from which a model begins when it is given no text: a line break where there is one, else a
     blank.
 
-    A line break is how texts begin as seen from the text before; in word-level corpora it is the token <eos>.
+    A line break is how texts begin as seen from the text before; in word-level corpora it is the token <eos>. Where
+    all documents begin with one start token it is that.
     """
+    if (start := getattr(tokenizer, "start_token", None)) is not None:
+        return np.array([start])
     for text in ("\n", " "):
         try:
             ids = tokenizer.encode(text)

@@ -95,6 +95,7 @@ class Trainer:
                 recipe.model.segment_length,
                 protocol=recipe.data.protocol,
                 seed=settings.seed,
+                shift=model.shift,
             ),
             memory=model.init_memory(lanes=settings.lanes),
             precision=choose(settings.precision, device),

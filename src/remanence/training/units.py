@@ -1,4 +1,4 @@
-"""The loss in the unit that fits a corpus, the one of its headline score: bits per byte or character, perplexity."""
+"""The loss in the unit that fits a corpus: bits per byte, character or pixel, perplexity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Unit:
     """How nats per token are told to a person."""
 
     name: str
-    """"bits per byte", "bits per character", "perplexity" or "word perplexity"."""
+    """"bits per byte", "bits per character", "bits per pixel", "perplexity" or "word perplexity"."""
     tokens_per_unit: float = 1.0
 
     def value(self, nats_per_token: float) -> float:
@@ -27,7 +27,7 @@ class Unit:
 
 def unit_of(unit: str, counts: Mapping[str, int]) -> Unit:
     """The unit of a corpus whose tokens are `unit`s; sub-words ("token") are told as words by their counts."""
-    if unit in ("byte", "character"):
+    if unit in ("byte", "character", "pixel"):
         return Unit(f"bits per {unit}")
     if unit == "token" and counts.get("words"):
         # A line end counts as a word, as in scores.
