@@ -218,7 +218,8 @@ def test_a_loss_that_is_not_finite_is_told_in_a_sentence(
     from remanence.training import trainer
 
     def read_segment(model: Any, batch: Any, memory: Any) -> Any:
-        return sum(parameter.sum() for parameter in model.parameters()) * torch.tensor(float("inf")), memory
+        loss = sum(parameter.sum() for parameter in model.parameters()) * torch.tensor(float("inf"))
+        return loss, torch.zeros(()), memory
 
     monkeypatch.setattr(trainer, "read_segment", read_segment)
     assert main(["train", recipe]) == 2

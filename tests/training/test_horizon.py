@@ -44,6 +44,9 @@ class Recurrent(nn.Module):
         hidden = torch.tanh(self.mix(memory.carried + self.embedding(tokens).cumsum(dim=1)))
         return hidden, dataclasses.replace(memory, carried=hidden[:, -1:]), None
 
+    def advance(self, tokens: Tensor, memory: Carried, starts: Tensor, lengths: Tensor | None = None) -> Carried:
+        return self(tokens, memory, starts, lengths)[1]
+
     def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(self.out(hidden).transpose(1, 2), targets, ignore_index=-1, reduction="none")
 

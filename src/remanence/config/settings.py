@@ -29,7 +29,11 @@ class TrainingSettings:
     lanes: int = 16
     """Token streams read side by side."""
     horizon: int = 1
-    """Segments read for one update; gradients flow back through all of them where the model lets them."""
+    """Segments read for one update; gradients flow back through all of them where the engine lets them."""
+    engine: Literal["truncated", "full", "recompute", "replay"] | None = None
+    """How gradients pass from segment to segment: not at all (truncated), by plain backpropagation through time (full),
+    with each segment computed twice to save memory (recompute), or by memory replay (replay). Left out, it is full for
+    a model whose memory carries gradients, and truncated for others."""
     accumulation: int = 1
     """Groups the lanes are split into and read one after the other, to save memory; the update stays the same."""
     optimizer: Literal["adam", "adamw"] = "adam"

@@ -179,14 +179,7 @@ class LanguageModel(nn.Module):
 
         Raises InputError when memory and tokens do not fit the model or each other.
         """
-        self._check(tokens, memory, starts, lengths, close)
-        if starts is not None:
-            memory = memory.reset(starts)
-        if not (memory.opened or self.memory_carries_gradient):
-            # An open segment keeps its graph: it is one segment, however many calls read it.
-            memory = memory.detach()
-        if lengths is not None:
-            lengths = lengths.clamp(0, tokens.shape[1])
+        memory, lengths = self._prepare(tokens, memory, starts, lengths, close)
         hidden, memory, told = self._read(tokens, memory, lengths, keep=not close, extras=extras)
         if close:
             memory = self._close(memory, lengths)
@@ -222,6 +215,18 @@ class LanguageModel(nn.Module):
         None in both directions for a model without positions relative to the query.
         """
         return Distances()
+
+    def _prepare(
+        self, tokens: Tensor, memory: Any, starts: Tensor | None, lengths: Tensor | None, close: bool
+    ) -> tuple[Any, Tensor | None]:
+        """Memory and lengths as `_read` is given them. Raises InputError when they do not fit."""
+        self._check(tokens, memory, starts, lengths, close)
+        if starts is not None:
+            memory = memory.reset(starts)
+        if not (memory.opened or self.memory_carries_gradient):
+            # An open segment keeps its graph: it is one segment, however many calls read it.
+            memory = memory.detach()
+        return memory, None if lengths is None else lengths.clamp(0, tokens.shape[1])
 
     # What an architecture adds
 

@@ -170,7 +170,7 @@ class LaMemo(RelativeModel):
         return dataclasses.replace(super().distances(segment_length, memory_length), ahead=ahead)
 
     def _read(
-        self, tokens: Tensor, memory: Any, lengths: Tensor | None, *, keep: bool, extras: bool
+        self, tokens: Tensor, memory: Any, lengths: Tensor | None, *, keep: bool, extras: bool, predict: bool = True
     ) -> tuple[Tensor, Any, Extras]:
         embedded = self._embed(tokens)
         if memory.opened:
@@ -187,6 +187,8 @@ class LaMemo(RelativeModel):
         contexts, logsums, alphas, token_contexts, token_logsums, kept, mass = [], [], [], [], [], [], []
         for number, layer in enumerate(self.layers):
             last = number == len(self.layers) - 1
+            if last and not predict:
+                break
             if last:
                 slot_stream, stream = stream[:, :slots], stream[:, slots:]
                 queries, keys, values = layer.project(stream)

@@ -5,6 +5,7 @@ Shapes: B lanes, T tokens of this call, M slots, S = M + tokens of the segment s
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from remanence.errors import InputError
 from remanence.memory import Distances
-from remanence.models.base import LanguageModel, ModelConfig
+from remanence.models.base import Extras, LanguageModel, ModelConfig
 from remanence.nn.layer import Layer
 from remanence.nn.positions import sinusoids
 
@@ -56,6 +57,17 @@ class RelativeModel(LanguageModel):
             )
             for _ in range(config.num_layers)
         )
+
+    def advance(self, tokens: Tensor, memory: Any, starts: Tensor | None = None, lengths: Tensor | None = None) -> Any:
+        memory, lengths = self._prepare(tokens, memory, starts, lengths, close=True)
+        _, memory, _ = self._read(tokens, memory, lengths, keep=False, extras=False, predict=False)
+        return self._close(memory, lengths)
+
+    @abstractmethod
+    def _read(
+        self, tokens: Tensor, memory: Any, lengths: Tensor | None, *, keep: bool, extras: bool, predict: bool = True
+    ) -> tuple[Tensor, Any, Extras]:
+        """As in LanguageModel. Without `predict` the first result is not used, so the last layer may be left out."""
 
     def distances(self, segment_length: int | None = None, memory_length: int | None = None) -> Distances:
         """The largest distances that occur with such lengths (default: the configuration's)."""

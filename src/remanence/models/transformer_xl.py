@@ -110,7 +110,7 @@ class TransformerXL(RelativeModel):
         )
 
     def _read(
-        self, tokens: Tensor, memory: Any, lengths: Tensor | None, *, keep: bool, extras: bool
+        self, tokens: Tensor, memory: Any, lengths: Tensor | None, *, keep: bool, extras: bool, predict: bool = True
     ) -> tuple[Tensor, Any, Extras]:
         slots, opened, new = memory.length, memory.opened, tokens.shape[1]
         embedded = self._embed(tokens)
@@ -121,6 +121,9 @@ class TransformerXL(RelativeModel):
         inputs, kept, mass = [], [], []
         for number, layer in enumerate(self.layers):
             inputs.append(stream)
+            if not predict and number == len(self.layers) - 1:
+                # The memory holds the inputs of layers: what the last one makes of its own is not remembered.
+                break
             queries, keys, values = layer.project(stream)
             if opened:
                 earlier = memory.segment.keys[number], memory.segment.values[number]

@@ -11,21 +11,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from remanence.config import Recipe, SettingWarning
 from remanence.config.recipe import table_of
-from remanence.data import Batch, Corpus, Lanes
-from remanence.memory import Memory
+from remanence.data import Corpus, Lanes
 from remanence.models import LanguageModel, build
 from remanence.training.device import choose_device
 from remanence.training.folder import RunFolder
-from remanence.training.horizon import accumulate_gradients, read_segment
+from remanence.training.horizon import accumulate_gradients, choose_engine, read_segment
 from remanence.training.identity import check_same_run
 from remanence.training.interrupts import Interrupted, Interrupts
 from remanence.training.journal import Journal
@@ -79,10 +79,11 @@ class Trainer:
             TensorBoard.check_installed()
         device = choose_device(settings.device)
         model = build(recipe.model, seed=settings.seed).to(device).train()
-        if settings.horizon > 1 and not model.memory_carries_gradient:
+        self.engine = choose_engine(model, settings.engine)
+        if settings.horizon > 1 and self.engine == "truncated" and not settings.engine:
             warnings.warn(
                 f"training.horizon is {settings.horizon}, but the memory of {recipe.architecture} carries no gradient: "
-                "an update only reads that many segments more.",
+                'an update only reads that many segments more; say so by training.engine = "truncated".',
                 SettingWarning,
                 stacklevel=2,
             )
@@ -169,7 +170,15 @@ class Trainer:
             group["lr"] = rate
         state.optimizer.zero_grad(set_to_none=True)
         batches = [state.next_batch() for _ in range(settings.horizon)]
-        horizon = accumulate_gradients(state.model, batches, state.memory, settings.accumulation, self._read)
+        horizon = accumulate_gradients(
+            state.model,
+            batches,
+            state.memory,
+            settings.accumulation,
+            engine=self.engine,
+            read=self._read_segment,
+            around=partial(autocast, state.precision, state.device),
+        )
         state.memory = horizon.memory
         norm = nn.utils.get_total_norm([each.grad for each in state.model.parameters() if each.grad is not None])
         if settings.clip_norm:
@@ -177,10 +186,6 @@ class Trainer:
         state.optimizer.step()
         state.progress.step += 1
         journal.trained(rate, horizon.loss, norm, horizon.scored)
-
-    def _read(self, model: LanguageModel, batch: Batch, memory: Memory) -> tuple[Tensor, Memory]:
-        with autocast(self.state.precision, self.state.device):
-            return self._read_segment(model, batch, memory)
 
     def _is_due(self, every: int, last: bool) -> bool:
         return every > 0 and (last or self.state.progress.step % every == 0)
