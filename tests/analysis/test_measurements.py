@@ -12,9 +12,9 @@ from remanence.errors import InputError
 from remanence.evaluation import Protocol, Score
 
 
-def make_score(bits: float = 2.0, tokens: int = 100, memory_length: int = 64, **found) -> Score:
+def make_score(value: float = 2.0, tokens: int = 100, memory_length: int = 64, **found) -> Score:
     protocol = Protocol(memory_length=memory_length, unit="byte")
-    return Score(bits * tokens * math.log(2), tokens, 1.5, protocol, {"tokens": tokens}, found)
+    return Score(value * tokens * math.log(2), tokens, 1.5, protocol, {"tokens": tokens}, found)
 
 
 def test_curves_are_in_bits_and_validations_stand_where_training_stood():
@@ -53,7 +53,7 @@ def test_neighbouring_segment_positions_are_weighted_by_their_tokens():
     score = make_score(loss_by_segment_position={"nats": [1.0, 2.0, 3.0, None, 4.0], "tokens": [1, 3, 1, 0, 2]})
     found = measurements.by_segment_position(score, width=2)
     assert [(entry.begin, entry.end, entry.tokens) for entry in found] == [(0, 2, 4), (2, 4, 1), (4, 5, 2)]
-    assert [entry.bits * math.log(2) for entry in found] == pytest.approx([1.75, 3.0, 4.0])
+    assert [entry.value * math.log(2) for entry in found] == pytest.approx([1.75, 3.0, 4.0])
 
 
 def test_the_error_of_a_difference_is_what_repeated_draws_of_text_show():
@@ -73,8 +73,8 @@ def test_the_error_of_a_difference_is_what_repeated_draws_of_text_show():
     for _ in range(300):
         first, second = draw()
         found.append(measurements.difference(("a", first), ("b", second)))
-    assert statistics.mean(entry.bits for entry in found) == pytest.approx(0.1 / math.log(2), rel=0.05)
-    spread = statistics.stdev(entry.bits for entry in found)
+    assert statistics.mean(entry.value for entry in found) == pytest.approx(0.1 / math.log(2), rel=0.05)
+    spread = statistics.stdev(entry.value for entry in found)
     assert statistics.mean(entry.error for entry in found) == pytest.approx(spread, rel=0.15)
 
 

@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 
 from tests.analysis.synthetic import make_comparison, make_model
 
-from remanence.analysis import palette, plots
+from remanence.analysis import lines, palette, plots
 
 FIGURES = [
     plots.curves_by_tokens,
@@ -54,7 +54,7 @@ def test_interpolation_has_a_line_for_every_layer(layers, tmp_path):
 
 
 def test_labels_are_pushed_apart_keep_their_order_and_stay_inside():
-    placed = plots.spread([0.0, 0.01, 0.5, 0.02, 1.0], 0.1)
+    placed = lines.spread([0.0, 0.01, 0.5, 0.02, 1.0], 0.1)
     assert sorted(range(5), key=placed.__getitem__) == [0, 1, 3, 2, 4]
     ordered = sorted(placed)
     assert all(b - a >= 0.1 - 1e-9 for a, b in itertools.pairwise(ordered))
@@ -63,15 +63,15 @@ def test_labels_are_pushed_apart_keep_their_order_and_stay_inside():
 
 
 def test_labels_with_room_stay_where_they_are():
-    assert plots.spread([0.2, 0.8, 0.5], 0.1) == [0.2, 0.8, 0.5]
+    assert lines.spread([0.2, 0.8, 0.5], 0.1) == [0.2, 0.8, 0.5]
 
 
 def test_smoothing_keeps_the_mean():
     points = [CurvePoint(step, float(step), float(step % 7)) for step in range(120)]
-    found = plots.smoothed(points, windows=60)
+    found = lines.smoothed(points, windows=60)
     assert len(found) == 60
-    assert sum(point.bits for point in found) / 60 == pytest.approx(sum(point.bits for point in points) / 120)
-    assert plots.smoothed([]) == []
+    assert sum(point.value for point in found) / 60 == pytest.approx(sum(point.value for point in points) / 120)
+    assert lines.smoothed([]) == []
 
 
 def test_known_models_differ_in_colour_and_marker():

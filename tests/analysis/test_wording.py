@@ -14,7 +14,7 @@ def with_bits(comparison, architecture, bits):
     for model in comparison.models:
         if model.architecture == architecture:
             scores = tuple(
-                dataclasses.replace(score, bits=bits) if score.memory_length in (0, 64) else score
+                dataclasses.replace(score, value=bits) if score.memory_length in (0, 64) else score
                 for score in model.by_memory
             )
             model = dataclasses.replace(model, by_memory=scores)

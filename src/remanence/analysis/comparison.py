@@ -4,7 +4,7 @@
 `results.json` and comes back equal, so a report can be drawn again without training again.
 
 Units
-    bits       mean over scored tokens of -log2 p(token), divided by bytes per token: bits per byte
+    value      a score in the unit of the text: bits per byte, perplexity per word, ...
     tokens     tokens seen so far, all lanes together
     seconds    wall-clock time of training alone, validation left out
 """
@@ -21,7 +21,7 @@ from typing import Any
 from remanence.errors import InputError
 from remanence.files import read_json, write_json
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a field changes its meaning; a file of another format is refused."""
 
 
@@ -31,7 +31,7 @@ class CurvePoint:
 
     tokens: int
     seconds: float
-    bits: float
+    value: float
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class MemoryScore:
     """The score of a trained model with one memory length at test time."""
 
     memory_length: int
-    bits: float
+    value: float
     tokens: int
     seconds: float
     held: bool = False
@@ -52,7 +52,7 @@ class PositionScore:
 
     begin: int
     end: int
-    bits: float
+    value: float
     tokens: int
 
 
@@ -66,7 +66,7 @@ class Difference:
 
     first: str
     second: str
-    bits: float
+    value: float
     error: float
     stretches: int
 
@@ -87,6 +87,8 @@ class ModelFindings:
     by_segment_position: tuple[PositionScore, ...] = ()
     interpolation: tuple[tuple[float, ...], ...] = ()
     """Mean weight of the old content, [layer][age]: age 0 is the newest slot. Empty for models that do not merge."""
+    memory_length: int | None = None
+    """The memory length of training, where it is not that of the comparison: not every memory counts tokens."""
 
     def at_memory(self, length: int) -> MemoryScore | None:
         """The score with this memory length; a model scored without memory only has that one score for all lengths."""
@@ -148,13 +150,17 @@ class Comparison:
     def model(self, architecture: str) -> ModelFindings | None:
         return next((model for model in self.models if model.architecture == architecture), None)
 
+    def trained(self, model: ModelFindings) -> MemoryScore | None:
+        """The score of a model with the memory length it was trained with."""
+        return model.at_memory(self.memory_length if model.memory_length is None else model.memory_length)
+
     def difference(self, first: str, second: str) -> Difference | None:
         """The measured difference first - second, turned round where it was taken the other way."""
         for found in self.differences:
             if (found.first, found.second) == (first, second):
                 return found
             if (found.first, found.second) == (second, first):
-                return dataclasses.replace(found, first=first, second=second, bits=-found.bits)
+                return dataclasses.replace(found, first=first, second=second, value=-found.value)
         return None
 
     @property
@@ -172,12 +178,12 @@ class Comparison:
         if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
             raise InputError(f"{path} does not hold results in format {FORMAT}; run the comparison again.")
         try:
-            return _restore(cls, value)
+            return restore(cls, value)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} does not hold a whole comparison ({error}); run the comparison again.") from None
 
 
-def _restore(kind: Any, value: Any) -> Any:
+def restore(kind: Any, value: Any) -> Any:
     """Rebuild a value of the annotated type `kind` from what JSON made of it."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
@@ -185,13 +191,13 @@ def _restore(kind: Any, value: Any) -> Any:
         if set(value) - set(known):
             raise KeyError(f"unknown entries {sorted(set(value) - set(known))}")
         build: Any = kind
-        return build(**{name: _restore(known[name], entry) for name, entry in value.items()})
+        return build(**{name: restore(known[name], entry) for name, entry in value.items()})
     if origin is tuple:
-        return tuple(_restore(arguments[0], entry) for entry in value)
+        return tuple(restore(arguments[0], entry) for entry in value)
     if origin is dict:
-        return {str(key): _restore(arguments[1], entry) for key, entry in value.items()}
+        return {str(key): restore(arguments[1], entry) for key, entry in value.items()}
     if origin is types.UnionType:
-        return None if value is None else _restore(arguments[0], value)
+        return None if value is None else restore(arguments[0], value)
     if kind is float and isinstance(value, int):
         return float(value)
     if not isinstance(value, kind):

@@ -9,6 +9,10 @@ from typing import Any
 from remanence.analysis.comparison import CurvePoint, Difference, MemoryScore, PositionScore
 from remanence.errors import InputError
 from remanence.evaluation import Score
+from remanence.training.units import Unit
+
+BITS = Unit("bits per token")
+"""Of a text whose tokens are bytes or characters, the unit of its score."""
 
 
 def by_memory(scores: Sequence[Score]) -> tuple[MemoryScore, ...]:
@@ -16,7 +20,7 @@ def by_memory(scores: Sequence[Score]) -> tuple[MemoryScore, ...]:
     found = [
         MemoryScore(
             memory_length=score.protocol.memory_length or 0,
-            bits=score.value,
+            value=score.value,
             tokens=score.tokens,
             seconds=score.seconds,
             held=score.protocol.held is not None,
@@ -67,25 +71,34 @@ def difference(first: tuple[str, Score], second: tuple[str, Score]) -> Differenc
             f"{first[0]} and {second[0]} were not scored on the same stretches of text; score both under the same "
             "protocol."
         )
-    tokens = mine["tokens"]
+    gap, error = paired(mine["nats"], theirs["nats"], mine["tokens"])
+    return Difference(first[0], second[0], gap, error, len(mine["tokens"]))
+
+
+def paired(mine: Sequence[float], theirs: Sequence[float], tokens: Sequence[int]) -> tuple[float, float]:
+    """The mean difference of two models over the same stretches and its standard error, in bits a token.
+
+    mine, theirs    nats of each stretch
+    tokens          of each stretch
+    """
     total, count = sum(tokens), len(tokens)
-    gaps = [a - b for a, b in zip(mine["nats"], theirs["nats"], strict=True)]
+    gaps = [a - b for a, b in zip(mine, theirs, strict=True)]
     mean = sum(gaps) / total
-    spread = sum((gap - mean * size) ** 2 for gap, size in zip(gaps, tokens, strict=True))
-    error = math.sqrt(spread * count / (count - 1)) / total if count > 1 else math.inf
-    return Difference(first[0], second[0], mean / math.log(2), error / math.log(2), count)
+    squares = sum((gap - mean * size) ** 2 for gap, size in zip(gaps, tokens, strict=True))
+    error = math.sqrt(squares * count / (count - 1)) / total if count > 1 else math.inf
+    return mean / math.log(2), error / math.log(2)
 
 
-def training_curve(log: Sequence[dict[str, Any]]) -> tuple[CurvePoint, ...]:
-    """Training loss by tokens and seconds, from the log of a run whose tokens are bytes or characters."""
+def training_curve(log: Sequence[dict[str, Any]], unit: Unit = BITS) -> tuple[CurvePoint, ...]:
+    """Training loss by tokens and seconds, from the log of a run."""
     return tuple(
-        CurvePoint(record["tokens"], record["seconds"], record["loss"] / math.log(2))
+        CurvePoint(record["tokens"], record["seconds"], unit.value(record["loss"]))
         for record in log
         if record["kind"] == "train"
     )
 
 
-def validation_curve(log: Sequence[dict[str, Any]]) -> tuple[CurvePoint, ...]:
+def validation_curve(log: Sequence[dict[str, Any]], unit: Unit = BITS) -> tuple[CurvePoint, ...]:
     """Validation loss by the tokens and seconds of training before it.
 
     A validation stands where the last line about training stood; one before the first such line is left out.
@@ -95,5 +108,5 @@ def validation_curve(log: Sequence[dict[str, Any]]) -> tuple[CurvePoint, ...]:
         if record["kind"] == "train":
             here = record
         elif record["kind"] == "validation" and here is not None:
-            points.append(CurvePoint(here["tokens"], here["seconds"], record["nats_per_token"] / math.log(2)))
+            points.append(CurvePoint(here["tokens"], here["seconds"], unit.value(record["nats_per_token"])))
     return tuple(points)

@@ -1,8 +1,9 @@
 """Colours and names, the same in every plot, table and page.
 
-The three model colours are Okabe and Ito's, which people with any common colour vision tell apart; a marker and a
-label beside each line say the same without colour. Every colour has a twin for dark pages: plots are drawn with the
-light one, and `remanence.analysis.svg` turns it into a CSS variable that the page sets for both.
+The first three model colours are Okabe and Ito's, which people with any common colour vision tell apart; with more
+that no longer holds for every pair, but a marker and a label beside each line say the same without colour. Every
+colour has a twin for dark pages: plots are drawn with the light one, and `remanence.analysis.svg` turns it into a CSS
+variable that the page sets for both.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ _MODELS = {
     "transformer": (Colour("transformer", "#6f7780", "#a9b1ba"), "s", "No memory"),
     "transformer-xl": (Colour("transformer-xl", "#0072b2", "#56a8e0"), "o", "Transformer-XL"),
     "lamemo": (Colour("lamemo", "#c94f00", "#f58a3c"), "^", "LaMemo"),
+    "compressive": (Colour("compressive", "#00805c", "#34c79a"), "D", "Compressive"),
+    "infinite-former": (Colour("infinite-former", "#a8487f", "#e58fbd"), "v", "∞-former"),
+    "memformer": (Colour("memformer", "#8a6d00", "#d9b82e"), "P", "Memformer"),
+    "rmt": (Colour("rmt", "#6a4fb3", "#b59cf0"), "X", "RMT"),
 }
 _OTHERS = (
-    (Colour("other-1", "#00805c", "#34c79a"), "D"),
-    (Colour("other-2", "#a8487f", "#e58fbd"), "v"),
-    (Colour("other-3", "#8a6d00", "#d9b82e"), "P"),
+    (Colour("other-1", "#007587", "#3cc3d6"), "h"),
+    (Colour("other-2", "#8c4a2f", "#d99a78"), "*"),
+    (Colour("other-3", "#4d6b00", "#a8c94a"), "p"),
 )
 
 # Layers are ordered, so their colours are: dark to light on white, light to dark on black.

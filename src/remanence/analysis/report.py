@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from remanence.analysis import palette, plots
 from remanence.analysis.comparison import Comparison, CurvePoint, ModelFindings, PositionScore
-from remanence.analysis.palette import model_colour, model_label
+from remanence.analysis.palette import Colour, model_colour, model_label
 from remanence.analysis.svg import inline_svg
 from remanence.analysis.wording import Finding, duration, verdict
 
@@ -27,31 +27,86 @@ LIMITS = (
     "square of the length; what is compared here is what a memory adds to the same segment.",
     "Seconds depend on the machine and on what else it was doing.",
 )
+TRAINED = (
+    "Every model had the same text in the same order, the same number of tokens, the same settings and the same seed. "
+    "The settings were chosen by short trials of three of the models (no memory, Transformer-XL, LaMemo) together on "
+    "the Python standard library; none was chosen for one model alone."
+)
 
 
 def render(comparison: Comparison) -> str:
     """The whole page as text."""
+    recipes = "\n".join(
+        details(f"The whole recipe of {model_label(name)}", recipe) for name, recipe in comparison.recipes.items()
+    )
+    shared = facts("What all models share", comparison.settings)
+    return page(
+        comparison.title,
+        _subtitle(comparison),
+        [
+            cards([_card(comparison, model) for model in comparison.models]),
+            section("found", "What was found", findings(verdict(comparison))),
+            section("scores", "Scores by memory length", _scores(comparison)),
+            section("plots", "What memory does", f'<div class="plots">{"".join(_figures(comparison))}</div>'),
+            _sample(comparison),
+            section("protocol", "How it was measured", facts("How the scores were taken", comparison.protocol)),
+            section("recipe", "What was trained", f"<p>{TRAINED}</p>{shared}{recipes}"),
+            section("limits", "What this does not show", bullets((*comparison.notes, *LIMITS))),
+        ],
+        [comparison.version, comparison.date, *(f"{key}: {value}" for key, value in comparison.machine.items())],
+        comparison.command,
+    )
+
+
+def page(title: str, subtitle: str, sections: Sequence[str], about: Sequence[str], command: str) -> str:
+    """A whole page around its sections, which are HTML; the other texts are plain.
+
+    about       the version of the library, then what else the foot of the page says
+    """
+    version, *rest = about
+    told = " · ".join(part for part in (f"Remanence {version}", *rest) if part)
+    made = f"<p>Made by <code>{escape(command)}</code></p>" if command else ""
     template = Template(files("remanence.analysis").joinpath("report.html").read_text(encoding="utf-8"))
     return template.substitute(
-        title=escape(comparison.title),
+        title=escape(title),
         light=_variables(lambda colour: colour.light),
         dark=_variables(lambda colour: colour.dark),
-        subtitle=_subtitle(comparison),
-        cards="\n".join(_card(comparison, model) for model in comparison.models),
-        findings="\n".join(_finding(finding) for finding in verdict(comparison)),
-        scores=_scores(comparison),
-        figures="\n".join(_figures(comparison)),
-        sample=_sample(comparison),
-        protocol=facts("How the scores were taken", comparison.protocol),
-        settings=facts("What all models share", comparison.settings),
-        recipes="\n".join(
-            f"<details><summary>The whole recipe of {escape(model_label(name))}</summary>"
-            f"<pre>{escape(recipe)}</pre></details>"
-            for name, recipe in comparison.recipes.items()
-        ),
-        limits="\n".join(f"<li>{escape(limit)}</li>" for limit in (*comparison.notes, *LIMITS)),
-        footer=_footer(comparison),
+        subtitle=escape(subtitle),
+        body="\n".join(sections),
+        footer=f"<p>{escape(told)}</p>{made}",
     )
+
+
+def section(name: str, heading: str, body: str) -> str:
+    """A part of the page; `name` is its id."""
+    return f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(heading)}</h2>\n{body}\n</section>'
+
+
+def cards(each: Sequence[str]) -> str:
+    return f'<ul class="cards">{"".join(each)}</ul>'
+
+
+def card(colour: Colour, heading: str, number: str, unit: str, notes: Sequence[str]) -> str:
+    """One number that matters, with a model's name and colour."""
+    small = "<br>".join(map(escape, notes))
+    return (
+        f'<li class="card" style="--model: var(--{colour.name})"><h3>{escape(heading)}</h3>'
+        f'<strong>{escape(number)}</strong><p>{escape(unit)}</p><p class="quiet small">{small}</p></li>'
+    )
+
+
+def findings(found: Sequence[Finding]) -> str:
+    """Sentences with a mark that says whether they are good news."""
+    return f'<ul class="verdict">{"".join(map(_finding, found))}</ul>'
+
+
+def details(summary: str, text: str) -> str:
+    """A text that is shown when it is asked for."""
+    return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
+
+
+def bullets(sentences: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
 
 
 def table(
@@ -89,21 +144,26 @@ def _variables(value) -> str:
 
 def _subtitle(comparison: Comparison) -> str:
     tokens = max((model.tokens for model in comparison.models), default=0)
-    return escape(
+    return (
         f"{len(comparison.models)} models, each trained on the same {tokens / 1e6:.2f} million tokens of "
         f"{comparison.text.source}. Everything together took {duration(comparison.seconds)}."
     )
 
 
 def _card(comparison: Comparison, model: ModelFindings) -> str:
-    score = model.at_memory(comparison.memory_length)
-    bits = f"{score.bits:.3f}" if score else "–"
-    memory = f"memory of {comparison.memory_length} tokens" if model.remembers else "each segment on its own"
-    return (
-        f'<li class="card" style="--model: var(--{model_colour(model.architecture).name})">'
-        f"<h3>{escape(model_label(model.architecture))}</h3><strong>{bits}</strong>"
-        f'<p>{escape(comparison.unit)}</p><p class="quiet small">{memory}<br>{model.seconds:.0f} s of training · '
-        f"{model.parameters / 1e6:.2f} M parameters</p></li>"
+    score = comparison.trained(model)
+    value = f"{score.value:.3f}" if score else "–"
+    length = comparison.memory_length if model.memory_length is None else model.memory_length
+    memory = f"memory of {length} {'tokens' if model.memory_length is None else 'slots'}"
+    return card(
+        model_colour(model.architecture),
+        model_label(model.architecture),
+        value,
+        comparison.unit,
+        [
+            memory if model.remembers else "each segment on its own",
+            f"{model.seconds:.0f} s of training · {model.parameters / 1e6:.2f} M parameters",
+        ],
     )
 
 
@@ -118,7 +178,7 @@ def score_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], list
     headers = ["Model", *(f"memory {length}" for length in lengths), "training", "per step", "weights"]
     rows, strong = [], []
     for model in comparison.models:
-        scores = {score.memory_length: score.bits for score in model.by_memory}
+        scores = {score.memory_length: score.value for score in model.by_memory}
         rows.append(
             [
                 model_label(model.architecture),
@@ -149,7 +209,7 @@ def _figures(comparison: Comparison) -> list[str]:
     names = ", ".join(model_label(model.architecture) for model in comparison.models)
     unit = comparison.unit
     found = [
-        _figure(
+        figure_of(
             "by-memory",
             "A longer memory at test time",
             "The same trained weights, given more or less memory when they are tested. Distances no weight has seen "
@@ -158,7 +218,7 @@ def _figures(comparison: Comparison) -> list[str]:
             f"Line chart of {unit} by memory length at test time for {names}.",
             _memory_table(comparison),
         ),
-        _figure(
+        figure_of(
             "by-segment",
             "Where in its segment a token stands",
             "Without memory every segment starts from nothing; a memory bridges the cut.",
@@ -166,7 +226,7 @@ def _figures(comparison: Comparison) -> list[str]:
             f"Line chart of {unit} by position in the segment for {names}.",
             _position_table(comparison, "Position in segment", lambda model: model.by_segment_position),
         ),
-        _figure(
+        figure_of(
             "by-document",
             "How much has been read before",
             "Every stretch of text begins with nothing remembered. Stretches are drawn from anywhere, so that text is "
@@ -178,7 +238,7 @@ def _figures(comparison: Comparison) -> list[str]:
         ),
     ]
     found += [
-        _figure(
+        figure_of(
             f"interpolation-{model.architecture}",
             f"What {model_label(model.architecture)} keeps",
             "Each memory slot mixes what it had read before with what it reads now to its right. α is the share of the "
@@ -194,7 +254,7 @@ def _figures(comparison: Comparison) -> list[str]:
     if any(model.training or model.validation for model in comparison.models):
         curves = _curve_table(comparison)
         found += [
-            _figure(
+            figure_of(
                 "by-tokens",
                 "Learning, by tokens read",
                 "Faint lines: the text being trained on. Marked points: validation text.",
@@ -202,7 +262,7 @@ def _figures(comparison: Comparison) -> list[str]:
                 f"Line chart of {unit} by tokens read for {names}.",
                 curves,
             ),
-            _figure(
+            figure_of(
                 "by-seconds",
                 "Learning, by seconds of training",
                 "The same curves against what they cost. Dotted lines lead from a model's end to its name.",
@@ -214,7 +274,7 @@ def _figures(comparison: Comparison) -> list[str]:
     return found
 
 
-def _figure(name: str, title: str, text: str, figure: Figure, description: str, numbers: str) -> str:
+def figure_of(name: str, title: str, text: str, figure: Figure, description: str, numbers: str) -> str:
     return (
         f"<figure><figcaption><h3>{escape(title)}</h3><p>{escape(text)}</p></figcaption>"
         f"{inline_svg(figure, name, description)}<details><summary>The numbers</summary>{numbers}</details></figure>"
@@ -226,7 +286,7 @@ def _memory_table(comparison: Comparison) -> str:
         [
             model_label(model.architecture),
             str(score.memory_length),
-            f"{score.bits:.4f}",
+            f"{score.value:.4f}",
             f"{score.tokens:,}",
             f"{score.seconds:.1f} s",
             "held" if score.held else "as they are",
@@ -247,7 +307,7 @@ def _position_table(comparison: Comparison, what: str, scores) -> str:
     rows = []
     for (begin, end), found in sorted(columns.items()):
         count = max(score.tokens for score in found.values())
-        cells = [f"{found[name].bits:.3f}" if name in found else "–" for name in names]
+        cells = [f"{found[name].value:.3f}" if name in found else "–" for name in names]
         rows.append([f"{begin + 1}–{end}" if end > begin + 1 else str(end), *cells, f"{count:,}"])
     return table(
         f"{comparison.unit.capitalize()} by position, counted from 1", [what, *map(model_label, names), "Tokens"], rows
@@ -264,7 +324,7 @@ def _interpolation_table(model: ModelFindings) -> str:
 
 def _curve_table(comparison: Comparison) -> str:
     def cell(point: CurvePoint | None) -> list[str]:
-        return [f"{point.bits:.3f}", f"{point.seconds:.0f} s"] if point else ["–", "–"]
+        return [f"{point.value:.3f}", f"{point.seconds:.0f} s"] if point else ["–", "–"]
 
     curves = [{point.tokens: point for point in model.validation} for model in comparison.models]
     headers = ["Tokens"]
@@ -281,21 +341,10 @@ def _sample(comparison: Comparison) -> str:
     sample = comparison.sample
     if sample is None:
         return ""
-    return (
-        '<section aria-labelledby="sample"><h2 id="sample">What it writes</h2>'
+    return section(
+        "sample",
+        "What it writes",
         f"<p>{escape(model_label(sample.architecture))} goes on from the grey text ({escape(sample.settings)}). After "
         "so short a training, expect the look of the text rather than its sense.</p>"
-        f'<pre><span class="given">{escape(sample.prompt)}</span>{escape(sample.text)}</pre></section>'
+        f'<pre><span class="given">{escape(sample.prompt)}</span>{escape(sample.text)}</pre>',
     )
-
-
-def _footer(comparison: Comparison) -> str:
-    parts = [
-        f"Remanence {comparison.version}",
-        comparison.date,
-        *(f"{key}: {value}" for key, value in comparison.machine.items()),
-    ]
-    lines = f"<p>{escape(' · '.join(part for part in parts if part))}</p>"
-    if comparison.command:
-        lines += f"<p>Made by <code>{escape(comparison.command)}</code></p>"
-    return lines

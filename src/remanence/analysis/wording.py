@@ -79,30 +79,31 @@ def at_equal_seconds(comparison: Comparison, first: ModelFindings, second: Model
         return Finding(f"{text}.")
     return Finding(
         f"{text}. When {names[1]} was done, after {quick.seconds:.0f} s, it stood at "
-        f"{_bits(quick.validation[-1].bits)} {comparison.unit} on the validation text and {names[0]} at {_bits(then)}; "
-        f"but the learning rate of {names[0]} had not fallen yet, so a run planned for that time would come out better "
-        "than this."
+        f"{_bits(quick.validation[-1].value)} {comparison.unit} on the validation text and {names[0]} at "
+        f"{_bits(then)}; but the learning rate of {names[0]} had not fallen yet, so a run planned for that time would "
+        "come out better than this."
     )
 
 
 def at_longer_memory(comparison: Comparison, model: ModelFindings) -> Finding | None:
     """Whether a memory longer than in training helps at test time; None where none was tried."""
     trained = _trained(comparison, model)
-    longer = [score for score in model.by_memory if score.memory_length > comparison.memory_length]
+    length = comparison.memory_length if model.memory_length is None else model.memory_length
+    longer = [score for score in model.by_memory if score.memory_length > length]
     if not longer:
         return None
-    best = min(longer, key=lambda score: score.bits)
-    name, change = model_label(model.architecture), (best.bits - trained) / trained
+    best = min(longer, key=lambda score: score.value)
+    name, change = model_label(model.architecture), (best.value - trained) / trained
     held = " (distances held at the largest one trained)" if best.held else ""
     if abs(change) < 0.001:
         return Finding(
-            f"A longer memory at test time changes nothing for {name}: {_bits(best.bits)} with "
+            f"A longer memory at test time changes nothing for {name}: {_bits(best.value)} with "
             f"{best.memory_length} tokens{held}."
         )
     word = "helps" if change < 0 else "does not help"
     return Finding(
-        f"A longer memory at test time {word} {name}: {_bits(best.bits)} with {best.memory_length} "
-        f"tokens{held}, {_bits(trained)} with the {comparison.memory_length} of training."
+        f"A longer memory at test time {word} {name}: {_bits(best.value)} with {best.memory_length} "
+        f"tokens{held}, {_bits(trained)} with the {length} of training."
     )
 
 
@@ -111,7 +112,7 @@ def bits_after(points: Sequence[CurvePoint], seconds: float) -> float | None:
     for before, after in itertools.pairwise(points):
         if before.seconds <= seconds <= after.seconds and after.seconds > before.seconds:
             share = (seconds - before.seconds) / (after.seconds - before.seconds)
-            return before.bits + share * (after.bits - before.bits)
+            return before.value + share * (after.value - before.value)
     return None
 
 
@@ -122,9 +123,9 @@ def duration(seconds: float) -> str:
 
 
 def _trained(comparison: Comparison, model: ModelFindings) -> float:
-    score = model.at_memory(comparison.memory_length)
+    score = comparison.trained(model)
     assert score is not None, f"{model.architecture} was not scored with its training memory"
-    return score.bits
+    return score.value
 
 
 def _clear(comparison: Comparison, first: ModelFindings, second: ModelFindings, gap: float, score: float) -> bool:
@@ -135,7 +136,7 @@ def _clear(comparison: Comparison, first: ModelFindings, second: ModelFindings, 
 
 def _error(comparison: Comparison, first: ModelFindings, second: ModelFindings) -> str:
     found = comparison.difference(first.architecture, second.architecture)
-    return f", a difference of {abs(found.bits):.3f} ± {found.error:.3f}" if found else ""
+    return f", a difference of {abs(found.value):.3f} ± {found.error:.3f}" if found else ""
 
 
 def _bits(value: float) -> str:
