@@ -129,7 +129,7 @@ def test_documents_too_short_to_score_name_the_flag(recipe: str) -> None:
     corpus: Any = SimpleNamespace(name="short", split=lambda name: split)
     settings = load_recipe(recipe, ["--data.protocol", "document", "--training.validation-tokens", "2"])
     with pytest.raises(InputError, match=r"first 2 tokens of .* short; raise training.validation_tokens from 2"):
-        train._validation_split(corpus, settings)
+        train.validation_split(corpus, settings)
 
 
 def test_a_corpus_without_validation_is_trained_on(tmp_path: Path, recipe: str) -> None:

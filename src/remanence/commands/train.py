@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,10 @@ import tyro
 from remanence.config import Recipe
 from remanence.config.flags import parse_flags
 from remanence.config.recipe import draft_recipe, settle, take_architecture, unsized
-from remanence.data import Corpus, Lanes
-from remanence.data.corpus import Split
+from remanence.data import Corpus
 from remanence.data.published import PUBLISHED
 from remanence.errors import InputError
-from remanence.evaluation import Protocol, evaluate
+from remanence.evaluation.validation import validation, validation_split
 from remanence.models import LanguageModel, config_class
 from remanence.training import Trainer
 
@@ -53,9 +51,9 @@ def main(argv: Sequence[str], prog: str) -> int:
     arguments = parse(argv, prog)
     recipe = arguments.recipe
     folder = arguments.folder or Path("runs") / recipe.name
-    corpus = _open_corpus(recipe.data.corpus)
+    corpus = open_corpus(recipe.data.corpus)
     validated = "validation" in corpus.splits and recipe.training.validate_every > 0
-    split = _validation_split(corpus, recipe) if validated else None
+    split = validation_split(corpus, recipe) if validated else None
 
     def validate(model: LanguageModel) -> dict[str, Any]:
         assert split is not None
@@ -85,22 +83,8 @@ def parse(argv: Sequence[str], prog: str = "remanence train") -> Arguments:
     return dataclasses.replace(arguments, recipe=settle(arguments.recipe))
 
 
-def validation(model: LanguageModel, split: Split, recipe: Recipe, corpus: Corpus, precision: Any) -> dict[str, Any]:
-    """The score of `split` at the lengths of training, as numbers for the log."""
-    protocol = Protocol(starts=recipe.data.protocol, lanes=_lanes(split, recipe), precision=precision)
-    score = evaluate(model, split, protocol, corpus=corpus.name)
-    names = ("bits_per_byte", "bits_per_character", "bits_per_pixel", "perplexity", "accuracy")
-    numbers = {name: getattr(score, name) for name in names}
-    return {
-        "nats_per_token": score.nats_per_token,
-        "headline": score.headline,
-        **{name: value for name, value in numbers.items() if value is not None and math.isfinite(value)},
-        "tokens": score.tokens,
-        "seconds": round(score.seconds, 3),
-    }
-
-
-def _open_corpus(folder: str) -> Corpus:
+def open_corpus(folder: str) -> Corpus:
+    """The prepared corpus that a recipe names. Raises InputError where there is none."""
     if not folder:
         raise InputError("data.corpus is missing; give the folder of a prepared corpus by --data.corpus.")
     path = Path(folder)
@@ -112,28 +96,6 @@ def _open_corpus(folder: str) -> Corpus:
             "--data.corpus."
         )
     return Corpus.open(path)
-
-
-def _validation_split(corpus: Corpus, recipe: Recipe) -> Split:
-    """What validation reads. Raises InputError when it cannot be scored, which must not be found out after training."""
-    split, limit = corpus.split("validation"), recipe.training.validation_tokens
-    if limit and limit < len(split):
-        split = split.first(limit)
-    try:
-        Lanes.once(split, _lanes(split, recipe), recipe.model.segment_length, recipe.data.protocol)
-    except InputError:
-        part = f"the first {len(split):,} tokens of " if limit else ""
-        raise InputError(
-            f"There is nothing to score in {part}the validation split of {corpus.name}; "
-            + (f"raise training.validation_tokens from {limit:,}, " if limit else "")
-            + "prepare the corpus with more validation text, or set training.validate_every to 0."
-        ) from None
-    return split
-
-
-def _lanes(split: Split, recipe: Recipe) -> int:
-    """Every lane begins cold, so that a short text is not read by as many lanes as training has."""
-    return min(recipe.training.lanes, max(1, len(split) // (4 * recipe.model.segment_length)))
 
 
 def _template() -> Arguments:
