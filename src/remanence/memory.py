@@ -94,7 +94,12 @@ class Memory:
 
     @property
     def length(self) -> int:
-        """M, the number of slots, written or not."""
+        """M, the length that was asked for: the number of slots, unless the memory keeps further ones."""
+        return self.slots
+
+    @property
+    def slots(self) -> int:
+        """How many slots there are, written or not."""
         for field in dataclasses.fields(self):
             if field.metadata["role"] == "slot":
                 value = getattr(self, field.name)
@@ -221,7 +226,7 @@ class Memory:
 
     def check(self) -> None:
         """Raise ValueError unless the tensors fit each other: one number of lanes, one number of slots."""
-        lanes, length = self.lanes, self.length
+        lanes, slots = self.lanes, self.slots
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             for item in value if isinstance(value, tuple) else (value,):
@@ -231,8 +236,8 @@ class Memory:
                     given = item.lanes if isinstance(item, Memory) else item.shape[0]
                     if given != lanes:
                         raise ValueError(f"{field.name} has {given} lanes, not {lanes}")
-                if isinstance(item, Tensor) and field.metadata["role"] == "slot" and item.shape[1] != length:
-                    raise ValueError(f"{field.name} has {item.shape[1]} slots, not {length}")
+                if isinstance(item, Tensor) and field.metadata["role"] == "slot" and item.shape[1] != slots:
+                    raise ValueError(f"{field.name} has {item.shape[1]} slots, not {slots}")
 
     def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
         """Write one safetensors file, whole or not at all, with `metadata` (anything JSON can hold) beside it."""
@@ -268,6 +273,18 @@ class Memory:
         for leaf in carriers:
             leaf.requires_grad_()
         return fresh, carriers
+
+    def handed_on(self: Some) -> Some:
+        """What the next segment is given: fields that are not differentiable are cut off from the graph."""
+        changes: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Memory):
+                changes[field.name] = value.handed_on()
+            elif not field.metadata.get("differentiable", True):
+                cut = isinstance(value, Tensor)
+                changes[field.name] = value.detach() if cut else tuple(each.detach() for each in value)
+        return dataclasses.replace(self, **changes)
 
     def carriers(self) -> tuple[Tensor, ...]:
         """The tensors of which `leaves` makes leaves, in the same order."""

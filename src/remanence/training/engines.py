@@ -128,7 +128,7 @@ def _unrolled(cell: Cell, memory: Memory, read: Callable[[int, Any], Segment]) -
     objective: Any = 0.0
     for number in range(len(cell)):
         segment = read(number, remembered)
-        objective, remembered = objective + segment.objective, segment.memory
+        objective, remembered = objective + segment.objective, segment.memory.handed_on()
         told.append(_detached(segment.told))
     if isinstance(objective, Tensor) and objective.requires_grad:
         objective.backward()
