@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from remanence.errors import InputError
@@ -89,9 +89,9 @@ class RelativeModel(LanguageModel):
     def _table_rows(self, memory: Any, num_keys: int) -> int:
         """How many distances an open segment keeps projected: enough for a whole segment, doubled when it is longer."""
         tokens = self.config.segment_length
-        while memory.length + tokens < num_keys:
+        while memory.slots + tokens < num_keys:
             tokens *= 2
-        return memory.length + tokens
+        return memory.slots + tokens
 
     def _clamp(self, distance: int) -> int:
         return distance if self.config.clamp_length is None else min(distance, self.config.clamp_length)
@@ -124,3 +124,14 @@ def mass_by_distance(weights: Float[Tensor, "B H T S"]) -> Float[Tensor, "H S"]:
     index = distance.clamp(min=0).flatten().to(weights.device)
     mass = weights.new_zeros(weights.shape[0], num_keys)
     return (mass.index_add_(1, index, weights.flatten(1)) / num_queries).float()
+
+
+def attention_received(
+    weights: Float[Tensor, "B H T S"], lengths: Int[Tensor, " B"] | None = None
+) -> Float[Tensor, "B S"]:
+    """The attention that each key received, added up over heads and the real queries of each lane."""
+    weights = weights.detach()
+    weights = weights.to(torch.float64 if weights.dtype == torch.float64 else torch.float32).sum(1)
+    if lengths is not None:
+        weights = weights * (torch.arange(weights.shape[1], device=weights.device) < lengths[:, None])[..., None]
+    return weights.sum(1)

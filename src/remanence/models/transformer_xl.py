@@ -16,12 +16,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from remanence.memory import Distances, Memory, derived, newest, per_lane, per_slot, static
 from remanence.models.base import Extras
-from remanence.models.relative import RelativeConfig, RelativeModel, mass_by_distance, visible_keys
+from remanence.models.relative import RelativeConfig, RelativeModel, attention_received, mass_by_distance, visible_keys
 from remanence.nn.relative import DirectionBiases, LearnedPositions, falling, tightest
-from remanence.ops.attention import relative_attention
+from remanence.ops.attention import Read, relative_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ class OpenSegment(Memory, kind="transformer-xl-segment"):
     """Projected distances of each layer, largest first."""
     tokens: int = static(default=0)
     """Tokens read so far."""
+    received: tuple[Float[Tensor, "B S"], ...] = per_lane(differentiable=False, default=())
+    """For each layer, the attention that every key has received from the tokens; only where a model counts it."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,11 @@ class TransformerXL(RelativeModel):
             layers = None if config.share_position_biases else config.num_layers
             self.biases = DirectionBiases(layers, *shape, content=True, position=True)
 
+    @property
+    def counts_attention(self) -> bool:
+        """Whether a segment adds up the attention that its keys receive."""
+        return False
+
     def init_memory(self, lanes: int, length: int | None = None, hold: Distances | None = None) -> TransformerXLMemory:
         slots = self._slots(lanes, length)
         table = self.embedding.tables[0]
@@ -112,13 +120,13 @@ class TransformerXL(RelativeModel):
     def _read(
         self, tokens: Tensor, memory: Any, lengths: Tensor | None, *, keep: bool, extras: bool, predict: bool = True
     ) -> tuple[Tensor, Any, Extras]:
-        slots, opened, new = memory.length, memory.opened, tokens.shape[1]
+        slots, opened, new = memory.slots, memory.opened, tokens.shape[1]
         embedded = self._embed(tokens)
         num_keys = slots + opened + new
-        visible = visible_keys(memory.valid, opened, new, self.config.same_length)
+        visible = self._visible(memory, new)
         tables = self._tables(memory, num_keys, keep, embedded)
         stream = self._enter(embedded, opened)
-        inputs, kept, mass = [], [], []
+        inputs, kept, received, mass = [], [], [], []
         for number, layer in enumerate(self.layers):
             inputs.append(stream)
             if not predict and number == len(self.layers) - 1:
@@ -130,10 +138,11 @@ class TransformerXL(RelativeModel):
             else:
                 earlier = layer.project_keys_values(memory.hidden[number])
             keys, values = (torch.cat(pair, dim=2) for pair in zip(earlier, (keys, values), strict=True))
-            positions = self._positions(number, num_keys, tables, memory.hold)
-            read = relative_attention(queries, keys, values, visible, dropout=self._attention_dropout, **positions)
+            read = self._attend(number, queries, keys, values, visible, tables, memory)
             stream = layer.finish(stream, read.context)
             kept.append((keys, values))
+            if self.counts_attention:
+                received.append(attention_received(read.weights, lengths))
             if extras:
                 mass.append(mass_by_distance(read.weights))
         if not slots:
@@ -146,6 +155,7 @@ class TransformerXL(RelativeModel):
             hidden=tuple(inputs),
             tables=tables if keep else (),
             tokens=opened + new,
+            received=tuple(map(_added, memory.segment.received, received) if opened else received),
         )
         told = Extras(attention_mass=torch.stack(mass)) if extras else Extras()
         return stream, dataclasses.replace(memory, segment=segment), told
@@ -159,6 +169,24 @@ class TransformerXL(RelativeModel):
         )
         read = memory.valid.new_ones(memory.lanes, memory.opened)
         return dataclasses.replace(memory, hidden=hidden, valid=newest(memory.valid, read, lengths), segment=None)
+
+    def _visible(self, memory: Any, new: int) -> Tensor:
+        """Which keys each of `new` further tokens may see."""
+        return visible_keys(memory.valid, memory.opened, new, self.config.same_length)
+
+    def _attend(
+        self,
+        number: int,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        visible: Tensor,
+        tables: tuple[Tensor, ...],
+        memory: Any,
+    ) -> Read:
+        """What the queries of one layer read from [slots ; tokens of the segment so far]."""
+        positions = self._positions(number, keys.shape[2], tables, memory.hold)
+        return relative_attention(queries, keys, values, visible, dropout=self._attention_dropout, **positions)
 
     def _enter(self, embedded: Tensor, opened: int) -> Tensor:
         """What the first layer is given; `opened` tokens of the segment came before."""
@@ -200,3 +228,8 @@ class TransformerXL(RelativeModel):
         width = memory.hidden[0].shape[-1]
         if width != self.config.model_width:
             raise self._misfit("width", width, self.config.model_width)
+
+
+def _added(before: Tensor, now: Tensor) -> Tensor:
+    """What keys received, when there are more of them now."""
+    return F.pad(before, (0, now.shape[1] - before.shape[1])) + now

@@ -3,8 +3,8 @@
     full = [m ; h];   e = c floor( max(0, len(full) - M) / c );   old = first e rows of full
     m <- the others;  cm <- last C rows of [cm ; f_c(old)]
 
-Source: Rae et al. 2020 (arXiv 1911.05507), sections 3 and 4. Shapes: E evicted rows, a multiple of the rate c, G = E / c
-groups, T rows of the segment, M raw and C compressed slots, H heads, K head width, D width.
+Source: Rae et al. 2020 (arXiv 1911.05507), section 3. Shapes: E evicted rows, a multiple of rate c, G = E / c groups,
+T rows of the segment, M raw and C compressed slots, H heads, K head width, D width.
 """
 
 from __future__ import annotations
