@@ -120,8 +120,13 @@ class TransformerXL(RelativeModel):
     def _read(
         self, tokens: Tensor, memory: Any, lengths: Tensor | None, *, keep: bool, extras: bool, predict: bool = True
     ) -> tuple[Tensor, Any, Extras]:
-        slots, opened, new = memory.slots, memory.opened, tokens.shape[1]
-        embedded = self._embed(tokens)
+        return self._through(self._embed(tokens), memory, lengths, keep=keep, extras=extras, predict=predict)
+
+    def _through(
+        self, embedded: Tensor, memory: Any, lengths: Tensor | None, *, keep: bool, extras: bool, predict: bool = True
+    ) -> tuple[Tensor, Any, Extras]:
+        """`_read` for rows that are no longer tokens, (B, T, D)."""
+        slots, opened, new = memory.slots, memory.opened, embedded.shape[1]
         num_keys = slots + opened + new
         visible = self._visible(memory, new)
         tables = self._tables(memory, num_keys, keep, embedded)
