@@ -63,10 +63,20 @@ class Layer(nn.Module):
         assert self.positions is not None
         return self.positions(codes).unflatten(-1, self.heads)
 
-    def finish(self, stream: Float[Tensor, "B N D"], context: Float[Tensor, "B H N K"]) -> Float[Tensor, "B N D"]:
-        """The rest of the layer after attention: its output for rows whose heads read `context`."""
-        update = self._drop(self.output(context.transpose(1, 2).flatten(2)))
-        hidden = stream + update
+    def finish(
+        self,
+        stream: Float[Tensor, "B N D"],
+        context: Float[Tensor, "B H N K"],
+        addition: Float[Tensor, "B N D"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """The rest of the layer after attention: its output for rows whose heads read `context`.
+
+        An `addition` joins the output of attention before its dropout.
+        """
+        update = self.output(context.transpose(1, 2).flatten(2))
+        if addition is not None:
+            update = update + addition
+        hidden = stream + self._drop(update)
         if self.norm == "pre":
             return hidden + self._feed_forward(self.norm_feed_forward(hidden))
         hidden = self.norm_attention(hidden)
