@@ -11,6 +11,7 @@ import torch
 from remanence.errors import InputError
 from remanence.models.base import Extras, LanguageModel, ModelConfig, ModelOutput
 from remanence.models.lamemo import LaMemo, LaMemoConfig, LaMemoMemory
+from remanence.models.memformer import Memformer, MemformerConfig, MemformerMemory
 from remanence.models.transformer import Transformer, TransformerConfig
 from remanence.models.transformer_xl import TransformerXL, TransformerXLConfig, TransformerXLMemory
 
@@ -20,6 +21,9 @@ __all__ = [
     "LaMemoConfig",
     "LaMemoMemory",
     "LanguageModel",
+    "Memformer",
+    "MemformerConfig",
+    "MemformerMemory",
     "ModelConfig",
     "ModelOutput",
     "Transformer",
@@ -41,6 +45,7 @@ _MODELS: dict[str, type[LanguageModel]] = {
         Transformer,
         TransformerXL,
         LaMemo,
+        Memformer,
     )
 }
 
