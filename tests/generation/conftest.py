@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,11 @@ SEGMENT, MEMORY = 6, 5
 
 
 @cache
-def _build(architecture: str, vocab_size: int) -> LanguageModel:
-    memory = {} if architecture == "transformer" else {"memory_length": MEMORY}
+def _build(name: str, vocab_size: int) -> LanguageModel:
+    architecture, _, alignment = name.partition("/")
+    memory: dict[str, Any] = {} if architecture == "transformer" else {"memory_length": MEMORY}
+    if architecture == "memformer":
+        memory = {"num_slots": MEMORY, "alignment": alignment or "aligned"}
     config = config_class(architecture)(
         vocab_size=vocab_size,
         segment_length=SEGMENT,
@@ -39,7 +43,7 @@ def make_model() -> Callable[..., LanguageModel]:
     return lambda architecture="lamemo", vocab_size=256: _build(architecture, vocab_size)
 
 
-@pytest.fixture(params=["transformer", "transformer-xl", "lamemo"])
+@pytest.fixture(params=["transformer", "transformer-xl", "lamemo", "memformer", "memformer/bos"])
 def model(request: pytest.FixtureRequest) -> LanguageModel:
     return _build(request.param, 256)
 

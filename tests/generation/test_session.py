@@ -44,7 +44,7 @@ def test_decoding_gives_the_numbers_of_segments_read_at_once(model: LanguageMode
             hidden, memory, _ = model(tokens, memory)
             best += model.head.logits(hidden)[0].argmax(-1).tolist()
     first = len(PROMPT.encode())
-    assert text[first:] == best[first - 1 : -1]
+    assert text[first:] == best[first - model.shift : len(best) - model.shift]
 
 
 def test_a_prompt_cut_anywhere_is_the_same_prompt(model: LanguageModel, tokenizer: ByteTokenizer) -> None:
@@ -83,7 +83,24 @@ def test_text_can_be_read_between_drawn_tokens(model: LanguageModel, tokenizer: 
 
 
 def test_an_empty_prompt_begins_after_a_line_break(model: LanguageModel, tokenizer: ByteTokenizer) -> None:
+    if not model.shift:
+        pytest.skip("it has a beginning of its own")
     assert ids_of(Session(model, tokenizer, seed=3), 9) == ids_of(begun(model, tokenizer, "\n", seed=3), 9)
+
+
+def test_a_model_with_a_beginning_of_its_own_needs_no_prompt(make_model: Callable, tokenizer: ByteTokenizer) -> None:
+    model = make_model("memformer/bos")
+    session = Session(model, tokenizer, sampling=Sampling(temperature=0))
+    (drawn,) = ids_of(session, 1)
+    assert session.tokens_read == 0
+    assert drawn == model.head.logits(model.peek(model.init_memory(1)))[0, 0, :256].argmax(-1, keepdim=True).tolist()
+    later = ids_of(session, 13)
+    text = torch.tensor([drawn + [ids[0] for ids in later]])
+    memory, best = model.init_memory(1), []
+    for tokens in text.split(model.config.segment_length, dim=1):
+        hidden, memory, _ = model(tokens, memory)
+        best.append(model.head.logits(hidden).argmax(-1))
+    assert torch.equal(torch.cat(best, dim=1), text)
 
 
 def test_a_stream_is_the_text_of_its_tokens(model: LanguageModel, tokenizer: ByteTokenizer) -> None:
@@ -102,6 +119,7 @@ class Watched(torch.nn.Module):
         super().__init__()
         self.model, self.config, self.head = model, model.config, model.head
         self.init_memory, self.distances = model.init_memory, model.distances
+        self.shift, self.peek = model.shift, model.peek
         self.calls: list[tuple[int, int, int]] = []
 
     def forward(self, tokens: torch.Tensor, memory: Any, starts: Any, **options: Any) -> Any:

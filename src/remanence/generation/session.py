@@ -10,8 +10,8 @@ bits as one that was never interrupted.
 
 Shapes
     B   lanes: one while a prompt is read, then one for each sample that still runs
-    R   tokens that the model has not read yet; at least one when a token is to be drawn, fewer than fit the open
-    segment
+    R   tokens that the model has not read yet; at least one when a token is to be drawn, unless nothing was ever read
+    by a model that begins by itself (shift 0); fewer than fit the open segment
     V   vocabulary
 """
 
@@ -186,7 +186,7 @@ class Session:
             return None
         self._begin()
         with torch.no_grad():
-            hidden, memory = self._feed(self._pending)
+            hidden, memory = self._predict()
             # A model may have more rows than its tokenizer has tokens.
             logits = self.model.head.logits(hidden[:, -1:])[:, 0, : self.tokenizer.vocab_size]
         drawn = draw(logits, self.sampling, [self._generators[sample] for sample in self._running])
@@ -346,7 +346,8 @@ class Session:
         tokens = torch.as_tensor(ids, dtype=torch.int64)
         self._pending = torch.cat([self._pending, tokens.expand(len(self._pending), -1)], dim=1)
         with torch.no_grad():
-            # One token always stays: the next one is drawn from what the model makes of it.
+            # One token always stays: the next one is drawn from what the model makes of it. A model that looks at what
+            # comes next without reading on needs none, and reads the same segments.
             while self.memory.opened + self._pending.shape[1] > self.segment_length:
                 room = self.segment_length - self.memory.opened
                 _, self.memory = self._feed(self._pending[:, :room])
@@ -355,7 +356,7 @@ class Session:
     def _begin(self) -> None:
         """Turn the prompt that was read into samples, before the first token is drawn."""
         self._settle()
-        if not self._pending.shape[1]:
+        if not self._pending.shape[1] and self.model.shift:
             self._take(opening(self.tokenizer))
         if self._heard:
             for decoder in self._decoders:
@@ -375,6 +376,13 @@ class Session:
         decoder = self.tokenizer.stream_decoder()
         decoder.restore(state)
         return decoder
+
+    def _predict(self) -> tuple[Tensor, Memory]:
+        """What the next token is drawn from, in the last place of (B, R, D), and the memory after all that was read."""
+        if not self._pending.shape[1]:
+            return self.model.peek(self.memory), self.memory
+        hidden, memory = self._feed(self._pending)
+        return (hidden if self.model.shift else self.model.peek(memory)), memory
 
     def _feed(self, tokens: Tensor) -> tuple[Tensor, Memory]:
         """Read tokens (B, R) into the open segment, and close it when it is full."""
