@@ -85,6 +85,10 @@ class ModelConfig:
             f"one true or false for each of the {len(self.cutoffs) + 1} bins, or left out",
         )
 
+    def without_effect(self) -> tuple[str, ...]:
+        """A sentence for each setting that is legal but does nothing."""
+        return ()
+
     def _require(self, holds: bool, name: str, allowed: str) -> None:
         if not holds:
             raise InputError(f"model.{name} is {getattr(self, name)!r}, but it must be {allowed}.")

@@ -101,15 +101,20 @@ class RelativeModel(LanguageModel):
             raise InputError("The memory has length 0, but with same_length every query would see nothing; resize it.")
 
 
-def visible_keys(valid: Bool[Tensor, "B M"], opened: int, new: int, same_length: bool) -> Bool[Tensor, "#B T S"]:
-    """Which of the keys [M slots; tokens of the segment so far] each of the `new` last tokens may see."""
+def visible_keys(
+    valid: Bool[Tensor, "B M"], opened: int, new: int, same_length: bool, window: int | None = None
+) -> Bool[Tensor, "#B T S"]:
+    """Which of the keys [M slots; tokens of the segment so far] each of the `new` last tokens may see.
+
+    With same_length those less than `window` away (default: M).
+    """
     slots = valid.shape[1]
     keys = slots + opened + new
     query = torch.arange(keys - new, keys, device=valid.device)[:, None]
     distance = query - torch.arange(keys, device=valid.device)
     seen = distance >= 0
     if same_length:
-        seen &= distance < slots
+        seen &= distance < (slots if window is None else window)
     if slots == 0:
         return seen[None]
     return torch.cat([seen[:, :slots] & valid[:, None], seen[:, slots:].expand(len(valid), -1, -1)], dim=2)
