@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -30,6 +31,11 @@ The text: files, folders, patterns such as 'books/*.txt', or - for standard inpu
   enwik8         100 million bytes of Wikipedia     python-stdlib   the source of the Python
                                                     that runs this (nothing is fetched)
 
+Or a task that is no text:
+
+  sorting        sequences of symbols, then the symbols by how often they occurred; made, not fetched
+  mnist          images of digits as pixels: mnist FOLDER, or fetched
+
 An interrupt leaves nothing half-made; the same command can be run again, and does nothing when the
 corpus is there already.
 
@@ -38,7 +44,19 @@ Examples:
   remanence prepare 'books/*.txt' --tokenizer bpe --vocab-size 16384 --out data/books
   xzcat dump.xz | remanence prepare - --name dump --separator '\\f'
   remanence prepare train.txt --validation valid.txt --test test.txt --tokenizer word
+  remanence prepare sorting --length 4000 --sequences 8000 800 800
 """
+
+TASKS = ("sorting", "mnist")
+TASK_FLAGS = ("length", "sequences", "seed", "generator", "levels")
+TEXT_FLAGS = (
+    *("tokenizer", "vocab_size", "min_count", "documents", "separator", "validation", "test", "legacy_newlines"),
+    *("licence", "workers"),
+)
+
+COLUMNS = ("tokens", "bytes", "characters", "words", "documents")
+ALWAYS = ("tokens", "documents")
+"""Columns that also corpora of numbers have."""
 
 ESCAPES = {r"\f": "\f", r"\t": "\t", r"\0": "\0", r"\x1e": "\x1e"}
 """What a shell cannot type easily."""
@@ -52,7 +70,7 @@ class Arguments:
     """What the command is given."""
 
     inputs: Annotated[tyro.conf.Positional[tuple[str, ...]], option("TEXT [TEXT ...]")]
-    """Files, folders, patterns, - or the name of a published corpus."""
+    """Files, folders, patterns, - or the name of a published corpus or a task."""
     out: Annotated[Path | None, option("DIR")] = None
     """Folder of the corpus; data/NAME unless given."""
     name: Annotated[str | None, option("NAME")] = None
@@ -82,6 +100,16 @@ class Arguments:
     """Drop the newlines of enwik8, as published work did: 204 symbols, about 1.1 % fewer bytes."""
     licence: Annotated[str | None, option("TEXT")] = None
     """Licence of the text, for the manifest."""
+    length: Annotated[int | None, option("N")] = None
+    """Symbols of a sequence of sorting; 8000 unless given."""
+    sequences: Annotated[tuple[int, ...], option("TRAIN [VALIDATION [TEST]]")] = ()
+    """Sequences of sorting in each split; 8000 800 800 unless given."""
+    seed: Annotated[int | None, option("N")] = None
+    """Of the sequences of sorting; 0 unless given."""
+    generator: Annotated[Literal["independent", "published"] | None, option("{independent,published}")] = None
+    """Each sequence of sorting from a generator of its own (unless given), or all from one, as the published script."""
+    levels: Annotated[int | None, option("{2,16,256}")] = None
+    """Grey levels of mnist; 256 unless given."""
     workers: Annotated[int | None, option("N")] = None
     """Processes at once; all cores unless given."""
     overwrite: Switch = False
@@ -99,6 +127,14 @@ def main(argv: Sequence[str], prog: str) -> int:
         if not arguments.quiet:
             print(sentence, file=sys.stderr)
 
+    first = arguments.inputs[0] if arguments.inputs else ""
+    if first in TASKS:
+        with _terminated_cleanly():
+            corpus = _task(arguments, say)
+        if not arguments.quiet:
+            print("\n".join(summary(corpus)))
+        return 0
+    _refuse(arguments, first, TASK_FLAGS)
     separator = arguments.separator
     with _terminated_cleanly():
         corpus = prepare(
@@ -127,10 +163,61 @@ def main(argv: Sequence[str], prog: str) -> int:
     return 0
 
 
+def _task(arguments: Arguments, say: Callable[[str], None]) -> Corpus:
+    """Make or read a corpus that is no text."""
+    task, *inputs = arguments.inputs
+    _refuse(arguments, task, TEXT_FLAGS)
+    shared: dict[str, Any] = {
+        "name": arguments.name,
+        "overwrite": arguments.overwrite,
+        "progress": not arguments.quiet,
+        "say": say,
+    }
+    if task == "sorting":
+        from remanence.data import sorting
+
+        _refuse(arguments, task, ("levels", "from_folder", "mirror", "cache"))
+        if inputs:
+            raise InputError(f"Sorting is made and reads nothing; leave {' '.join(inputs)} out.")
+        return sorting.prepare_sorting(
+            sorting.LENGTH if arguments.length is None else arguments.length,
+            arguments.out,
+            sequences=arguments.sequences or sorting.SEQUENCES,
+            seed=arguments.seed or 0,
+            generator=arguments.generator or "independent",
+            **shared,
+        )
+    from remanence.data.mnist import prepare_mnist
+
+    _refuse(arguments, task, ("length", "sequences", "seed", "generator"))
+    if arguments.from_folder is not None:
+        if inputs:
+            raise InputError("The files of mnist were named twice; leave --from or the other inputs out.")
+        inputs = [str(arguments.from_folder)]
+    return prepare_mnist(
+        inputs,
+        arguments.out,
+        levels=256 if arguments.levels is None else arguments.levels,
+        mirror=arguments.mirror,
+        cache=arguments.cache,
+        **shared,
+    )
+
+
+def _refuse(arguments: Arguments, given: str, names: Sequence[str]) -> None:
+    """Raise InputError when one of these was given, which mean nothing here."""
+    plain = {each.name: each.default for each in dataclasses.fields(Arguments)}
+    for name in names:
+        if getattr(arguments, name) != plain[name]:
+            flag = "--" + name.removesuffix("_folder").replace("_", "-")
+            raise InputError(f"{flag} means nothing for {given}; leave it out.")
+
+
 def summary(corpus: Corpus) -> list[str]:
     """What a prepared corpus holds, in lines."""
     manifest = corpus.manifest
-    columns = ("tokens", "bytes", "characters", "words", "documents")
+    entries = manifest["splits"].values()
+    columns = [name for name in COLUMNS if name in ALWAYS or any(entry["counts"][name] for entry in entries)]
     lines = [
         f"{corpus.folder}: {manifest['title']}",
         f"tokenizer {manifest['tokenizer']['name']}, vocabulary of {corpus.vocab_size:,}",

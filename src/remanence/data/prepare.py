@@ -8,7 +8,6 @@ bad input leaves nothing behind, and the same command can be run again.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -36,13 +35,11 @@ from remanence.data.settings import (
 )
 from remanence.data.sources import find_sources
 from remanence.data.spool import DocumentRule, Part, Spool, cut_at, divide, gather
-from remanence.data.staging import finish, staging
+from remanence.data.staging import FULL, finish, staging
 from remanence.data.tokenizers import Tokenizer
 from remanence.data.workers import Crew, cores
 from remanence.errors import InputError
 from remanence.files import write_json
-
-_FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EFBIG", "EDQUOT") if hasattr(errno, name))
 
 
 def prepare(
@@ -112,7 +109,7 @@ def prepare(
                 sourced = known.sources(Path(from_folder) if from_folder else None, cache, mirror, bar.advance)
             return job.run(folder, sourced, bar)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             where = cache if str(error.filename or "").startswith(str(cache)) else out
             raise InputError(
                 f"The disk that holds {where} is full; nothing half-made was kept, so make room and run the same "

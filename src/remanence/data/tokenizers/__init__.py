@@ -43,7 +43,7 @@ class Tokenizer(Protocol):
 
     @property
     def unit(self) -> str:
-        """What one token is: "byte", "character", "word" or "token"."""
+        """What one token is: "byte", "character", "word", "symbol", "pixel" or "token"."""
         ...
 
     @property
@@ -75,6 +75,8 @@ _HOMES = {
     "word": ("word", "WordTokenizer"),
     "bpe": ("subword", "SubwordTokenizer"),
     "subword": ("subword", "SubwordTokenizer"),
+    "symbol": ("number", "SymbolTokenizer"),
+    "pixel": ("number", "PixelTokenizer"),
 }
 
 
