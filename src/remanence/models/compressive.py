@@ -209,11 +209,11 @@ class CompressiveTransformer(TransformerXL):
         compressed slots, it reads as the model does.
         """
         known = {field.name: getattr(model.config, field.name) for field in dataclasses.fields(TransformerXLConfig)}
-        made = cls(CompressiveConfig(**known | settings))
+        weight = model.embedding.tables[0]
+        made = cls(CompressiveConfig(**known | settings)).to(weight.dtype)
         made.initialize(torch.Generator().manual_seed(0))
         made.load_state_dict(made.state_dict() | model.state_dict())
-        weight = model.embedding.tables[0]
-        return made.to(device=weight.device, dtype=weight.dtype).train(model.training)
+        return made.to(weight.device).train(model.training)
 
     def initialize(self, generator: torch.Generator) -> None:
         super().initialize(generator)
@@ -287,6 +287,11 @@ class CompressiveTransformer(TransformerXL):
                 parts.insert(1, self._cut(compressed).to(joint.dtype))
             hidden.append(gather(torch.cat(parts, dim=1), eviction.rows))
         return dataclasses.replace(memory, hidden=tuple(hidden), valid=eviction.valid, raw=eviction.raw, segment=None)
+
+    def _check_memory(self, memory: Any) -> None:
+        super()._check_memory(memory)
+        if memory.rate != self.config.compression_rate:
+            raise self._misfit("compression rate", memory.rate, self.config.compression_rate)
 
     # Compression
 

@@ -25,7 +25,7 @@ class Convolution(nn.Module):
         width, columns = self.taps.weight.shape
         if not self.taps.weight.is_meta:
             rate = columns // width
-            self.taps.weight.data.copy_(torch.eye(width).repeat(1, rate) / rate)
+            self.taps.weight.data.copy_(torch.eye(width, dtype=torch.float64).repeat(1, rate) / rate)
             self.taps.bias.data.zero_()
 
     def forward(self, old: Float[Tensor, "B E D"], real: Bool[Tensor, "B E"]) -> Float[Tensor, "B G D"]:
