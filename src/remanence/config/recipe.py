@@ -23,15 +23,11 @@ import tomli_w
 
 from remanence.config.settings import DataSettings, EvaluationSettings, TrainingSettings
 from remanence.config.tables import nearest, read_table, types_of, write_table
-from remanence.errors import InputError
+from remanence.errors import InputError, SettingWarning
 from remanence.models import architectures, config_class
 
 VOCABULARY_TO_TRY = 1 << 24
 """Stands in for a vocabulary that is not known yet, to check the other settings of a model."""
-
-
-class SettingWarning(UserWarning):
-    """A setting has no effect, or not the one that its name promises."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +176,7 @@ def warn_of_settings_without_effect(recipe: Recipe) -> None:
         without.append("training.validation_tokens has no effect, because training.validate_every is 0.")
     if not model.memory_length and "memory_length" not in types_of(type(model)) and evaluation.memory_length:
         without.append(f"evaluation.memory_length has no effect, because the {recipe.architecture} has no memory.")
-    for message in without:
+    for message in (*without, *model.without_effect()):
         warnings.warn(message, SettingWarning, stacklevel=3)
 
 

@@ -10,13 +10,22 @@ import torch
 
 from remanence.errors import InputError
 from remanence.models.base import Extras, LanguageModel, ModelConfig, ModelOutput
+from remanence.models.compressive import CompressiveConfig, CompressiveMemory, CompressiveTransformer
+from remanence.models.infinite_former import InfiniteFormer, InfiniteFormerConfig, InfiniteFormerMemory
 from remanence.models.lamemo import LaMemo, LaMemoConfig, LaMemoMemory
 from remanence.models.memformer import Memformer, MemformerConfig, MemformerMemory
+from remanence.models.rmt import RecurrentMemoryTransformer, RMTConfig, RMTMemory
 from remanence.models.transformer import Transformer, TransformerConfig
 from remanence.models.transformer_xl import TransformerXL, TransformerXLConfig, TransformerXLMemory
 
 __all__ = [
+    "CompressiveConfig",
+    "CompressiveMemory",
+    "CompressiveTransformer",
     "Extras",
+    "InfiniteFormer",
+    "InfiniteFormerConfig",
+    "InfiniteFormerMemory",
     "LaMemo",
     "LaMemoConfig",
     "LaMemoMemory",
@@ -26,6 +35,9 @@ __all__ = [
     "MemformerMemory",
     "ModelConfig",
     "ModelOutput",
+    "RMTConfig",
+    "RMTMemory",
+    "RecurrentMemoryTransformer",
     "Transformer",
     "TransformerConfig",
     "TransformerXL",
@@ -45,7 +57,10 @@ _MODELS: dict[str, type[LanguageModel]] = {
         Transformer,
         TransformerXL,
         LaMemo,
+        InfiniteFormer,
+        CompressiveTransformer,
         Memformer,
+        RecurrentMemoryTransformer,
     )
 }
 
