@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a model from a recipe; stop and resume it at any time",
     "evaluate": "score a trained model, with the memory length and the protocol of your choice",
     "generate": "continue a text with a trained model",
+    "compare": "train several recipes with several seeds on the same budget, and compare them",
     "demo": "train three small models on real text and write a report, in a few minutes",
 }
 """Every command is `main(argv, prog) -> exit code` in the module of its name in `remanence.commands`."""

@@ -5,6 +5,7 @@ Nothing here favours a model: all are measured, trained and scored with the same
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import tempfile
@@ -58,9 +59,16 @@ def configure(architecture: str, **settings: Any) -> Any:
     return kind(**{name: value for name, value in settings.items() if name in known})
 
 
-def lengths_for(recipe: Recipe, memory_lengths: Sequence[int]) -> tuple[int, ...]:
-    """The memory lengths that a model is scored with: only 0 for one without memory."""
-    return tuple(memory_lengths) if recipe.model.memory_length else (0,)
+def lengths_for(model: LanguageModel, memory_lengths: Sequence[int]) -> tuple[int, ...]:
+    """The memory lengths that a model is scored with, ascending: those of `memory_lengths` that it can take, and its
+    own. What a length counts is the architecture's affair.
+    """
+    possible = {int(model.config.memory_length)}
+    for length in memory_lengths:
+        with contextlib.suppress(InputError):
+            model.init_memory(lanes=1, length=length)
+            possible.add(length)
+    return tuple(sorted(possible))
 
 
 def reading(text: Split, recipe: Recipe, lanes: int) -> Protocol:
@@ -83,7 +91,7 @@ def measure_cost(recipe: Recipe, corpus: Corpus, memory_lengths: Sequence[int], 
             dataclasses.replace(recipe, training=few), corpus, Path(scratch) / "run", console=Console(quiet=True)
         )
         result = trainer.run()
-        _stop_if_interrupted(result)
+        stop_if_interrupted(result)
         ends = [record["seconds"] for record in read_log(result.folder / "log.jsonl") if record["kind"] == "train"]
     text = beginning(corpus.split("train"), lanes * (MEASURED_SEGMENTS * segment_length + 1))
     costs = {}
@@ -107,7 +115,7 @@ def train(recipe: Recipe, corpus: Corpus, folder: Path, console: Console) -> Run
         score = evaluate(model, text, protocol, corpus=corpus.name)
         return {"nats_per_token": score.nats_per_token, "headline": score.headline}
 
-    _stop_if_interrupted(Trainer(recipe, corpus, folder, validate=validate, console=console).run())
+    stop_if_interrupted(Trainer(recipe, corpus, folder, validate=validate, console=console).run())
     return load_run(folder, which="last")
 
 
@@ -215,6 +223,7 @@ def _part(split: Split, tokens: np.ndarray, documents: np.ndarray) -> Split:
     return dataclasses.replace(split, tokens=tokens, documents=documents, counts=counts)
 
 
-def _stop_if_interrupted(result: Result) -> None:
+def stop_if_interrupted(result: Result) -> None:
+    """Raise Stopped where a signal ended the training."""
     if result.signal is not None:
         raise Stopped(result.signal)

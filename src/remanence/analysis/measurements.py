@@ -101,12 +101,15 @@ def training_curve(log: Sequence[dict[str, Any]], unit: Unit = BITS) -> tuple[Cu
 def validation_curve(log: Sequence[dict[str, Any]], unit: Unit = BITS) -> tuple[CurvePoint, ...]:
     """Validation loss by the tokens and seconds of training before it.
 
-    A validation stands where the last line about training stood; one before the first such line is left out.
+    Where the log has the headline value of a validation, that is taken. A validation stands where the last line about
+    training stood; one before the first such line is left out.
     """
     points, here = [], None
     for record in log:
         if record["kind"] == "train":
             here = record
         elif record["kind"] == "validation" and here is not None:
-            points.append(CurvePoint(here["tokens"], here["seconds"], unit.value(record["nats_per_token"])))
+            points.append(
+                CurvePoint(here["tokens"], here["seconds"], record.get("value", unit.value(record["nats_per_token"])))
+            )
     return tuple(points)

@@ -8,6 +8,7 @@ variable that the page sets for both.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -67,3 +68,31 @@ def model_label(architecture: str) -> str:
 def _other(architecture: str) -> tuple[Colour, str]:
     # The name alone decides, so that a model keeps its colour whatever it is drawn beside.
     return _OTHERS[sum(architecture.encode()) % len(_OTHERS)]
+
+
+class Look(NamedTuple):
+    """How one of several recipes is named and drawn."""
+
+    label: str
+    colour: Colour
+    marker: str
+
+
+def looks(recipes: Mapping[str, str]) -> dict[str, Look]:
+    """The look of each recipe, by its name; `recipes` gives its architecture.
+
+    A recipe is called what its architecture is called, unless another one has the same architecture, and looks like it,
+    unless an earlier one does.
+    """
+    shared = list(recipes.values())
+    free = [*_OTHERS, *(entry[:2] for entry in _MODELS.values())]
+    found: dict[str, Look] = {}
+    for name, architecture in recipes.items():
+        wanted = (model_colour(architecture), model_marker(architecture))
+        taken = [(look.colour, look.marker) for look in found.values()]
+        kept = [_MODELS[other][:2] for other in shared if other in _MODELS and other != architecture]
+        if wanted in taken:
+            wanted = next((each for each in free if each not in taken and each not in kept), wanted)
+        label = model_label(architecture) if shared.count(architecture) == 1 else name
+        found[name] = Look(label, *wanted)
+    return found
