@@ -41,7 +41,7 @@ class MemformerConfig(ModelConfig):
     """Memformer with P slots. `num_layers` counts encoder and decoder layers together."""
 
     architecture: ClassVar[str] = "memformer"
-    num_slots: int
+    num_slots: int = 64
     """P, the memory slots of a lane, each model_width wide."""
     encoder_layers: int | None = None
     """How many of num_layers read the memory and the previous segment; a quarter, at least 1, unless given."""
