@@ -86,8 +86,11 @@ def test_gradients_of_pieces_are_those_of_the_segment_at_once(variant: Variant) 
     gradients = []
     for pieces in ([5], [1, 1, 1, 1, 1], [2, 3]):
         model.zero_grad()
-        hidden, _ = in_pieces(model, tokens, past, pieces)
-        model.head.loss(hidden, targets).sum().backward()
+        hidden, memory = in_pieces(model, tokens, past, pieces)
+        loss = model.head.loss(hidden, targets).sum()
+        if model.memory_carries_gradient:
+            loss = loss + model.head.loss(model(targets, memory).hidden, tokens).sum()
+        loss.backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     for other in gradients[1:]:
         assert other.keys() == gradients[0].keys()
@@ -117,7 +120,7 @@ def test_token_by_token_costs_what_the_segment_at_once_costs(variant: Variant) -
     """One refresh of the memory a segment; one for each token would cost several times as much."""
     length = 10
     model = variant.model(torch.float32, segment_length=length)
-    memory = model.init_memory(1, 3 * length if variant.memory_length else 0)
+    memory = model.init_memory(1, (variant.longest or 3 * length) if variant.memory_length else 0)
     (tokens,) = text(model, length, lanes=1)
     assert flops(model, tokens, memory, [1] * length) < 1.3 * flops(model, tokens, memory, [length])
 

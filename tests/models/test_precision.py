@@ -59,9 +59,11 @@ def test_bfloat16_learns_from_an_empty_memory(variant: Variant, how: str) -> Non
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
         memory = model.init_memory(4)
         for _ in range(2):
-            hidden, memory, _ = model(tokens, memory)
-        loss = model.head.loss(hidden, targets)
-    loss.sum().backward()
+            hidden, memory, extras = model(tokens, memory)
+        loss = model.head.loss(hidden, targets).sum()
+        if extras.auxiliary_loss is not None:
+            loss = loss + extras.auxiliary_loss.sum()
+    loss.backward()
     for name, parameter in model.named_parameters():
         if name in variant.idle and parameter.grad is None:
             continue

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from remanence.memory import Memory
 from remanence.models import LanguageModel, ModelConfig, build, config_class
+from remanence.models.relative import RelativeConfig
 
 SIZES: dict[str, Any] = {
     "vocab_size": 19,
@@ -41,6 +42,22 @@ class Variant:
     """Parameters that no loss can reach, by the definition of the variant."""
     compiled: bool = False
     """Whether the tests that compile, which take seconds, run on it."""
+    longest: int | None = None
+    """The longest memory its weights can have; any length where None."""
+    queue: bool = True
+    """Its memory is a queue of slots: new ones push out the oldest, and those never written are not seen."""
+    forgets_at_zero: bool = True
+    """A memory of length 0 holds nothing at all."""
+
+    @property
+    def windowed(self) -> bool:
+        """Whether every query may be shown the same number of keys."""
+        return self.relative and self.queue
+
+    @property
+    def relative(self) -> bool:
+        """Whether its attention knows distances, which may be clamped, held and measured."""
+        return isinstance(self.config, RelativeConfig)
 
     @property
     def memory_length(self) -> int:
@@ -56,15 +73,20 @@ class Variant:
         return model.eval()
 
 
-def variant(
-    architecture: str, *, idle: tuple[str, ...] = (), compiled: bool = False, dropout: float = 0.0, **settings: Any
-) -> Variant:
-    """A tiny configuration with all settings odd: M = 7 where the architecture has a memory, T = 5."""
+TRAITS = frozenset(field.name for field in dataclasses.fields(Variant)) - {"config", "idle"}
+
+
+def variant(architecture: str, *, idle: tuple[str, ...] = (), dropout: float = 0.0, **settings: Any) -> Variant:
+    """A tiny configuration with all settings odd: M = 7 where the architecture has a memory, T = 5. Or a trait."""
+    traits = {name: settings.pop(name) for name in TRAITS & settings.keys()}
     cls = config_class(architecture)
     if "memory_length" in {field.name for field in dataclasses.fields(cls)}:
         settings = {"memory_length": 7} | settings
-    return Variant(cls(**SIZES | {"dropout": dropout} | settings), frozenset(idle), compiled)
+    return Variant(cls(**SIZES | {"dropout": dropout} | settings), frozenset(idle), **traits)
 
+
+CONTINUOUS: dict[str, Any] = {"queue": False, "forgets_at_zero": False}
+"""What leaves the slots of an ∞-former is remembered elsewhere."""
 
 VARIANTS: dict[str, Variant] = {
     "transformer": variant("transformer", compiled=True),
@@ -93,6 +115,60 @@ VARIANTS: dict[str, Variant] = {
     "lamemo-untied-adaptive": variant("lamemo", share_position_biases=False, cutoffs=(7, 12), div_value=2),
     "lamemo-one-layer": variant("lamemo", num_layers=1, idle=("ahead_biases.position",)),
     "lamemo-no-memory": variant("lamemo", memory_length=0, idle=("ahead_biases.position",)),
+    "infinite-former": variant("infinite-former", num_basis=12, num_resamples=9, **CONTINUOUS),
+    "infinite-former-no-slots": variant("infinite-former", num_basis=12, memory_length=0, **CONTINUOUS),
+    "infinite-former-short": variant("infinite-former", num_basis=10, memory_length=3, gate=False, **CONTINUOUS),
+    "infinite-former-pre-norm-equal": variant(
+        "infinite-former", num_basis=8, memory_length=5, norm="pre", sticky=False, **CONTINUOUS
+    ),
+    "infinite-former-published-sticky": variant(
+        "infinite-former",
+        num_basis=12,
+        basis_widths=(0.2, 0.3, 0.5),
+        sticky_offset="left",
+        sticky_draw_evaluation="independent",
+        sticky_bins=7,
+        contraction=0.75,
+        **CONTINUOUS,
+    ),
+    "rmt": variant("rmt", memory_tokens=3, longest=3, queue=False, compiled=True),
+    "rmt-rewriting": variant("rmt", memory_tokens=2, longest=2, queue=False, write_tokens="memory"),
+    "rmt-pre-norm-clamp": variant(
+        "rmt", memory_tokens=1, longest=1, queue=False, norm="pre", clamp_length=4, share_position_biases=False
+    ),
+}
+
+# It reads no segment longer than T, so T must be longer than all that the suite reads.
+SLOTS: dict[str, Any] = {"segment_length": 11, "num_slots": 7, "longest": 7, "queue": False, "forgets_at_zero": False}
+VARIANTS |= {
+    "memformer": variant("memformer", **SLOTS, writer_heads=2, compiled=True),
+    "memformer-bos": variant("memformer", **SLOTS, writer_heads=5, alignment="bos", compiled=True),
+    "memformer-heads": variant("memformer", **SLOTS, writer_heads=5, normalization="head", encoder_layers=2),
+    "memformer-root": variant("memformer", **SLOTS, writer_heads=1, memory_norm="none", radius_unit="sqrt-width"),
+    "memformer-keeping": variant("memformer", **SLOTS, writer_heads=2, forgetting=False, temperature=1.0),
+    "memformer-bos-untied": variant(
+        "memformer", **SLOTS, writer_heads=2, alignment="bos", cutoffs=(7, 12), div_value=2, tie_embedding=False
+    ),
+}
+
+# Its slots are two queues: what a longer first one keeps, a shorter one compresses. No C of 0 but where it is named.
+QUEUES: dict[str, Any] = {"compressed_length": 3, "compression_rate": 5, "queue": False, "forgets_at_zero": False}
+TWO = QUEUES | {"segment_length": 4, "compression_rate": 2, "memory_length": 3}
+VARIANTS |= {
+    "compressive": variant("compressive", **TWO, compiled=True),
+    "compressive-mean": variant("compressive", **QUEUES, compression="mean"),
+    "compressive-max": variant("compressive", **TWO, compression="max"),
+    "compressive-dilated-autoencoding": variant(
+        "compressive", **QUEUES, compression="dilated", auxiliary="autoencoding", compiled=True
+    ),
+    "compressive-most-used": variant("compressive", **TWO, compression="most-used", compiled=True),
+    "compressive-centre-pre-norm": variant("compressive", **TWO, compressed_position="centre", norm="pre"),
+    "compressive-same-length-clamp": variant("compressive", **TWO, same_length=True, clamp_length=6),
+    "compressive-backpropagated": variant("compressive", **TWO, auxiliary="none", memory_gradient=True),
+    "compressive-rate-one": variant("compressive", **(QUEUES | {"compression_rate": 1}), compression="mean"),
+    "compressive-nothing-compressed": variant(
+        "compressive", compressed_length=0, compression_rate=5, compression="mean", queue=True
+    ),
 }
 
 for _module in filter(None, os.environ.get("REMANENCE_TEST_VARIANTS", "").split(",")):
