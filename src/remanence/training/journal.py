@@ -18,6 +18,7 @@ from remanence.config import Recipe, TrainingSettings
 from remanence.errors import InputError
 from remanence.files import write_json
 from remanence.training.folder import RunFolder
+from remanence.training.horizon import Horizon
 from remanence.training.log import JsonLines, Sink, TensorBoard
 from remanence.training.progress import Display, duration
 from remanence.training.state import State
@@ -104,12 +105,13 @@ class Journal:
         """A line for the person."""
         self._display.say(text)
 
-    def trained(self, rate: float, loss: Tensor, norm: Tensor, tokens: int) -> None:
-        """A step was made; `loss` and `norm` are scalars that the device may still be computing."""
+    def trained(self, rate: float, horizon: Horizon, norm: Tensor) -> None:
+        """A step was made on a horizon; what is in it and `norm` are scalars that the device may still be computing."""
         progress = self.state.progress
-        progress.tokens += tokens
-        self._window_tokens += tokens
-        self._unread.append((progress.step, rate, torch.stack([loss, norm.to(loss.dtype)])))
+        progress.tokens += horizon.scored
+        self._window_tokens += horizon.scored
+        loss = horizon.loss
+        self._unread.append((progress.step, rate, torch.stack([loss, norm.to(loss.dtype), horizon.auxiliary])))
         if loss.device.type == "cpu" or len(self._unread) >= STEPS_UNREAD:
             self.read_losses()
         if progress.step % self.settings.log_every == 0:
@@ -127,9 +129,11 @@ class Journal:
         """Bring losses and gradient norms from the device. Raises Diverged where one is not finite."""
         if not self._unread:
             return
-        values = torch.stack([pair for _, _, pair in self._unread]).tolist()
-        for (step, rate, _), (loss, norm) in zip(self._unread, values, strict=True):
-            self._recent.append({"step": step, "learning_rate": rate, "loss": loss, "gradient_norm": norm})
+        values = torch.stack([measured for _, _, measured in self._unread]).tolist()
+        for (step, rate, _), (loss, norm, auxiliary) in zip(self._unread, values, strict=True):
+            self._recent.append(
+                {"step": step, "learning_rate": rate, "loss": loss, "gradient_norm": norm, "auxiliary": auxiliary}
+            )
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise self.diverged(f"The loss became {loss:g} and the norm of the gradient {norm:g}")
             self.state.progress.loss_sum += loss
@@ -194,6 +198,7 @@ class Journal:
             loss=loss,
             learning_rate=last["learning_rate"],
             gradient_norm=last["gradient_norm"],
+            auxiliary=last["auxiliary"],
             tokens=progress.tokens,
             epoch=self.state.lanes.epoch,
             tokens_per_second=round(speed, 1),

@@ -185,7 +185,7 @@ class Trainer:
             nn.utils.clip_grads_with_norm_(state.model.parameters(), settings.clip_norm, norm)
         state.optimizer.step()
         state.progress.step += 1
-        journal.trained(rate, horizon.loss, norm, horizon.scored)
+        journal.trained(rate, horizon, norm)
 
     def _is_due(self, every: int, last: bool) -> bool:
         return every > 0 and (last or self.state.progress.step % every == 0)
