@@ -32,6 +32,8 @@ A prompt may be of any length: it is read segment by segment at constant memory.
 a line break. --memory-out keeps what it remembers, and --memory-in goes on from there, with the same text as if it
 had never stopped.
 
+A run on images draws images with --images, as a PNG.
+
 Example: remanence generate runs/lamemo-books --prompt "Once upon a time" --max-tokens 500 --temperature 0.8
 """
 
@@ -78,6 +80,12 @@ class Arguments:
     """Go on from this file. Settings that are not given are those that were saved."""
     memory_out: Annotated[Path | None, option("FILE")] = None
     """Write what is needed to go on to this file."""
+    images: Annotated[int | None, option("N")] = None
+    """Draw so many images and write them to --out, instead of text."""
+    complete: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on with the first images of the test split from their upper halves, instead of drawing whole ones."""
+    out: Annotated[Path, option("FILE")] = Path("samples.png")
+    """The PNG that --images writes; samples.png unless given."""
     checkpoint: Literal["best", "last"] = "best"
     """The weights with the best validation, or the last ones."""
     device: str = "auto"
@@ -94,6 +102,8 @@ def main(argv: Sequence[str], prog: str) -> int:
     from remanence.training.device import choose_device
 
     run = load_run(arguments.run, arguments.checkpoint, device=choose_device(arguments.device))
+    if arguments.images is not None:
+        return _draw(arguments, run)
     session = open_session(arguments, run)
     with _prompt(arguments) as prompt:
         session.read_bytes(_watched(prompt, session))
@@ -142,6 +152,26 @@ def open_session(arguments: Arguments, run: Run) -> Session:
     return session
 
 
+def _draw(arguments: Arguments, run: Run) -> int:
+    """Images instead of text."""
+    from remanence.data import Corpus
+    from remanence.generation import Sampling, pictures
+
+    assert arguments.images is not None
+    given = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    settings: dict[str, Any] = {
+        "sampling": Sampling(**{name: value for name, value in given.items() if value is not None}),
+        "seed": arguments.seed or 0,
+    }
+    if arguments.complete:
+        corpus = Corpus.open(run.recipe.data.corpus)
+        picture = pictures.completions_picture(run, corpus, arguments.images, **settings)
+    else:
+        picture = pictures.samples_picture(run, arguments.images, **settings)
+    pictures.write_png(arguments.out, picture)
+    return 0
+
+
 class Interrupts:
     """Lets Ctrl-C and SIGTERM wait for the token that is being drawn; the second one ends at once."""
 
@@ -171,6 +201,20 @@ def _check(arguments: Arguments) -> None:
     sources = [arguments.standard_input or None, arguments.prompt, arguments.prompt_file]
     if sum(source is not None for source in sources) > 1:
         raise InputError("Several prompts were given; give one of --prompt, --prompt-file and - (standard input).")
+    plain = {each.name: each.default for each in dataclasses.fields(Arguments)}
+    text = ("prompt", "prompt_file", "standard_input", "max_tokens", "samples", "stop", "json")
+    text += ("memory_length", "segment_length", "memory_in", "memory_out", "hold_distances")
+    wrong = text if arguments.images is not None else ("complete", "out")
+    for name in wrong:
+        if getattr(arguments, name) != plain[name]:
+            what = "means nothing for images" if arguments.images is not None else "is for images"
+            flag = "--" + name.replace("_", "-") if name != "standard_input" else "-"
+            raise InputError(
+                f"{flag} {what}; leave it out{'' if arguments.images is not None else ' or give --images'}."
+            )
+    if arguments.images is not None and (arguments.out.is_dir() or not arguments.out.parent.is_dir()):
+        fault = "is a folder" if arguments.out.is_dir() else f"lies in {arguments.out.parent}, which is no folder"
+        raise InputError(f"--out {arguments.out} {fault}; name a file in a folder that exists.")
     if arguments.max_tokens < 0:
         raise InputError(f"--max-tokens is {arguments.max_tokens}; it must be 0 or more.")
     if arguments.memory_in is not None:

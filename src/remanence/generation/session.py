@@ -170,6 +170,24 @@ class Session:
             self._settle()
             self._take(np.asarray(ids, dtype=np.int64))
 
+    def read_each(self, ids: np.ndarray) -> None:
+        """`read_ids` with tokens of its own for every sample: (samples, n), all of one length.
+
+        Raises InputError for another number of samples, and ids outside the vocabulary.
+        """
+        ids = np.asarray(ids, dtype=np.int64)
+        if ids.ndim != 2 or len(ids) != self.samples:
+            raise InputError(
+                f"Tokens of shape {ids.shape} were given to {self.samples} samples; give one row of the same length "
+                "for each."
+            )
+        self._listen()
+        self._settle()
+        self._fork()
+        for decoder, row in zip(self._decoders, ids, strict=True):
+            decoder.push(row[-HEARD:].tolist())
+        self._take(ids)
+
     # Going on
 
     @property
@@ -189,6 +207,9 @@ class Session:
             hidden, memory = self._predict()
             # A model may have more rows than its tokenizer has tokens.
             logits = self.model.head.logits(hidden[:, -1:])[:, 0, : self.tokenizer.vocab_size]
+            if (start := getattr(self.tokenizer, "start_token", None)) is not None:
+                # Documents begin with it, and it is nowhere else.
+                logits[:, start] = -torch.inf
         drawn = draw(logits, self.sampling, [self._generators[sample] for sample in self._running])
         self.memory, self._pending = memory, drawn[:, None]
         ids: list[int | None] = [None] * self.samples
@@ -342,7 +363,8 @@ class Session:
                 f"Token ids from {low} to {high} were given, but the vocabulary has {vocab_size:,} entries, from 0 to "
                 f"{vocab_size - 1}; use the tokenizer that belongs to the model."
             )
-        self._heard = [*self._heard, *ids[-HEARD:].tolist()][-HEARD:]
+        if ids.ndim == 1:
+            self._heard = [*self._heard, *ids[-HEARD:].tolist()][-HEARD:]
         tokens = torch.as_tensor(ids, dtype=torch.int64)
         self._pending = torch.cat([self._pending, tokens.expand(len(self._pending), -1)], dim=1)
         with torch.no_grad():
@@ -358,6 +380,10 @@ class Session:
         self._settle()
         if not self._pending.shape[1] and self.model.shift:
             self._take(opening(self.tokenizer))
+        self._fork()
+
+    def _fork(self) -> None:
+        """Show the decoders the prompt, and make as many lanes as there are samples."""
         if self._heard:
             for decoder in self._decoders:
                 decoder.push(self._heard)
