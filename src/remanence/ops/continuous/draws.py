@@ -56,7 +56,7 @@ def densest(masses: Float[Tensor, "B J"], shares: Float[Tensor, "#B M"], *, left
     upper = masses.cumsum(1) / total.clamp(min=smallest)
     shares = shares.to(masses.dtype).expand(masses.shape[0], -1).contiguous()
     chosen = torch.searchsorted(upper[:, :-1].contiguous(), shares, right=True)
-    within = 0.0
+    within = torch.zeros_like(shares)
     if not left:
         lower = torch.cat([torch.zeros_like(total), upper[:, :-1]], dim=1).gather(1, chosen)
         within = ((shares - lower) / (upper.gather(1, chosen) - lower).clamp(min=smallest)).clamp(0, 1)
