@@ -15,7 +15,8 @@ from torch import Tensor
 from remanence.interop import from_published, published_layout
 from remanence.models import LaMemoMemory, LanguageModel
 
-FILES = sorted((Path(__file__).parent.parent / "golden").glob("*.npz"))
+GOLDEN = Path(__file__).parent.parent / "golden"
+FILES = sorted([*GOLDEN.glob("lamemo_*.npz"), *GOLDEN.glob("transformer_xl_*.npz")])
 
 
 class Golden:

@@ -1,4 +1,4 @@
-"""Weights of the published implementations of LaMemo and Transformer-XL.
+"""Weights of the published implementations of LaMemo, Transformer-XL and the ∞-former.
 
 `from_published` turns a mapping of official names to arrays into a model of this library. Every official tensor is a
 parameter here, or some rows of one; the table is `published_layout`.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from remanence.errors import InputError
-from remanence.models import LaMemoConfig, LanguageModel, TransformerXLConfig, build
+from remanence.models import InfiniteFormerConfig, LaMemoConfig, LanguageModel, TransformerXLConfig, build
 from remanence.models.base import ModelConfig
 
 _SIZES = {
@@ -36,6 +36,23 @@ _ATTENTION_TYPES = {
     33: "disentangled",
 }
 _BUFFERS = ("train_logits_constant", "eval_logits_constant", "inv_freq")
+_UNUSED = ("long_term_attention.proj_query.weight", "dec_attn.qkv_net_.weight")
+"""Weights of the published ∞-former that it never uses."""
+_LONG_TERM = {
+    "n_basis": "num_basis",
+    "widths": "basis_widths",
+    "ridge": "ridge",
+    "tau": "contraction",
+    "n_resample": "num_resamples",
+    "variance_floor": "variance_floor",
+    "sigma_0": "prior_width",
+    "kl_weight": "kl_weight",
+    "kl_mean": "kl_mean",
+    "reset_after_tokens": "reset_after_tokens",
+    "sticky": "sticky",
+    "sticky_bins": "sticky_bins",
+    "sticky_offset": "sticky_offset",
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +70,7 @@ class Place:
 
 
 def from_published(
-    kind: Literal["lamemo", "transformer-xl"], weights: Mapping[str, Any], config: Mapping[str, Any]
+    kind: Literal["lamemo", "transformer-xl", "infinite-former"], weights: Mapping[str, Any], config: Mapping[str, Any]
 ) -> LanguageModel:
     """A model with published weights, in evaluation mode and in the dtype of the weights.
 
@@ -63,6 +80,9 @@ def from_published(
         config: the official settings: vocab_size, n_layer, n_head, d_model, d_head, d_inner, mem_len, and where they
             differ from the defaults clamp_len, same_length, pre_norm, layer_norm_eps, attn_type (or position and
             window), interpolation_eps, d_embed, cutoffs, div_val, tie_projs, memory_init, segment_lengths.
+            For the ∞-former (its sorting model): vocab_size, n_layer, n_head, d_model, d_inner, stm_len, block_len,
+            n_basis, and where they differ widths, tau, ridge, n_resample, variance_floor, sigma_0, kl_weight, kl_mean,
+            reset_after_tokens, sticky, sticky_bins, sticky_offset.
 
     Raises InputError that names each entry which is missing, left over or misshapen.
     """
@@ -80,7 +100,8 @@ def from_published(
     parameters = dict(model.named_parameters())
 
     missing = [name for name in layout if name not in named]
-    extra = [name for name in named if name not in layout and not name.endswith(_BUFFERS)]
+    ignored = (*_BUFFERS, *_UNUSED) if kind == "infinite-former" else _BUFFERS
+    extra = [name for name in named if name not in layout and not name.endswith(ignored)]
     wrong = [
         f"{name} is {tuple(named[name].shape)} instead of {tuple(place.of(parameters[place.parameter]).shape)}"
         for name, place in layout.items()
@@ -109,6 +130,9 @@ def published_layout(model: LanguageModel, kind: str) -> dict[str, Place]:
 
 def _layout(model: LanguageModel, kind: str) -> Iterator[tuple[str, Place]]:
     config: Any = model.config
+    if kind == "infinite-former":
+        yield from _infinite_former_layout(config)
+        return
     tables, edges = len(model.embedding.tables), model.embedding.edges
     for number in range(tables):
         yield f"word_emb.emb_layers.{number}.weight", Place(f"embedding.tables.{number}")
@@ -139,6 +163,27 @@ def _layout(model: LanguageModel, kind: str) -> Iterator[tuple[str, Place]]:
             yield "r_r_bias_future", Place("ahead_biases.position")
         if config.position == "disentangled-content":
             yield "r_w_bias_future", Place("ahead_biases.content")
+    yield from _layers_layout(config)
+
+
+def _infinite_former_layout(config: InfiniteFormerConfig) -> Iterator[tuple[str, Place]]:
+    """The sorting model: an output of its own, and a long-term memory inside the attention of every layer."""
+    yield "word_emb.emb_layers.0.weight", Place("embedding.tables.0")
+    yield "proj_output.weight", Place("head.tables.0")
+    yield "r_w_bias", Place("biases.content")
+    yield "r_r_bias", Place("biases.position")
+    yield from _layers_layout(config)
+    for number in range(config.num_layers):
+        theirs, ours = f"layers.{number}.dec_attn.long_term_attention", f"long_term.{number}"
+        for name, own in (("proj_key", "key"), ("proj_value", "value"), ("attn_out", "output")):
+            yield f"{theirs}.{name}.weight", Place(f"{ours}.{own}.weight")
+        yield f"{theirs}.mu.weight", Place(f"{ours}.aims", slice(0, 1))
+        yield f"{theirs}.sigma.weight", Place(f"{ours}.aims", slice(1, 2))
+        for part in ("weight", "bias") if config.gate else ():
+            yield f"{theirs}.mask_net.{part}", Place(f"{ours}.gate.{part}")
+
+
+def _layers_layout(config: Any) -> Iterator[tuple[str, Place]]:
     inner = config.num_heads * config.head_width
     for number in range(config.num_layers):
         theirs, ours = f"layers.{number}", f"layers.{number}"
@@ -170,8 +215,10 @@ def _config(kind: str, config: Mapping[str, Any], weights: Mapping[str, Tensor])
 
 
 def _read_config(kind: str, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ModelConfig:
+    if kind == "infinite-former":
+        return _read_infinite_former(config, weights)
     if kind not in ("lamemo", "transformer-xl"):
-        raise InputError(f"The kind {kind!r} is not known; give 'lamemo' or 'transformer-xl'.")
+        raise InputError(f"The kind {kind!r} is not known; give 'lamemo', 'transformer-xl' or 'infinite-former'.")
     absent = [name for name in _SIZES if name not in config]
     if absent:
         raise InputError(f"The published configuration lacks {', '.join(absent)}; give them all.")
@@ -208,6 +255,23 @@ def _read_config(kind: str, config: Mapping[str, Any], weights: Mapping[str, Ten
     epsilon = config.get("interpolation_eps")
     settings["interpolation_epsilon"] = 1e-6 if epsilon is None else float(epsilon)
     return LaMemoConfig(**settings)
+
+
+def _read_infinite_former(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> InfiniteFormerConfig:
+    sizes = {name: ours for name, ours in _SIZES.items() if name not in ("d_head", "mem_len")}
+    sizes |= {"stm_len": "memory_length", "block_len": "segment_length"}
+    absent = [name for name in (*sizes, "n_basis") if name not in config]
+    if absent:
+        raise InputError(f"The published configuration lacks {', '.join(absent)}; give them all.")
+    settings: dict[str, Any] = {ours: _integer(theirs, config[theirs]) for theirs, ours in sizes.items()}
+    heads = settings["num_heads"]
+    settings["head_width"] = settings["model_width"] // heads if heads > 0 else 0
+    settings |= {"tie_embedding": False, "sticky": False, "dropout": float(config.get("dropout", 0.0))}
+    settings["gate"] = any(name.endswith("mask_net.weight") for name in weights)
+    settings |= {ours: config[theirs] for theirs, ours in _LONG_TERM.items() if theirs in config}
+    if settings.get("basis_widths") is not None:
+        settings["basis_widths"] = tuple(float(width) for width in settings["basis_widths"])
+    return InfiniteFormerConfig(**settings)
 
 
 def _check_ties(layout: Mapping[str, Place], weights: Mapping[str, Tensor]) -> None:
