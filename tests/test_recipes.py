@@ -25,6 +25,7 @@ PUBLISHED = {
     "transformer-xl-text8": 40_964_635,
 }
 MODELS = ("lamemo", "transformer-xl", "transformer")
+LEARNING_THROUGH_TIME = ("rmt",)
 SMALL = ("wikitext-2", "wiki2015", "books")
 
 
@@ -98,6 +99,21 @@ def test_the_small_recipes_of_a_corpus_differ_in_the_model_alone(corpus: str) ->
     assert tables[0] == tables[1] == tables[2]
     with_memory = [recipe(f"{model}-{corpus}").model.memory_length for model in MODELS[:2]]
     assert with_memory[0] == with_memory[1] > 0
+
+
+@pytest.mark.parametrize("corpus", SMALL)
+@pytest.mark.parametrize("model", LEARNING_THROUGH_TIME)
+def test_models_that_learn_through_time_read_as_many_tokens_for_an_update(model: str, corpus: str) -> None:
+    """They differ from the others in the model, and in how the tokens of an update are cut into lanes and segments."""
+    tables = []
+    for name in (model, "transformer-xl"):
+        training = recipe(f"{name}-{corpus}").training
+        tables.append(dataclasses.replace(training, lanes=training.lanes * training.horizon, horizon=1, engine=None))
+    assert tables[0] == tables[1]
+    assert recipe(f"{model}-{corpus}").training.horizon > 1
+    assert math.isclose(
+        parameters(recipe(f"{model}-{corpus}")), parameters(recipe(f"transformer-xl-{corpus}")), rel_tol=0.2
+    )
 
 
 @pytest.mark.parametrize("corpus", SMALL)
