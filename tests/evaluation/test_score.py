@@ -113,6 +113,12 @@ def test_the_protocol_says_where_distances_went_beyond_training() -> None:
     assert "beyond the largest of training, 7 back and 4 ahead, and are not held" in words
 
 
+def test_the_protocol_says_that_a_model_knows_no_distances() -> None:
+    near = {"reached": (None, None), "trained": (None, None), "held": None}
+    words = " ".join(score_of("byte", 20.5, 20, {"tokens": 21}, **near).protocol.words())
+    assert "positions are those within a segment" in words and "distances" not in words
+
+
 def test_the_protocol_says_that_documents_reset_the_memory() -> None:
     words = " ".join(score_of("byte", 20.5, 20, {"tokens": 21}, starts="document").protocol.words())
     assert "the memory is forgotten where a document begins" in words

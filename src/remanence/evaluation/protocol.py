@@ -182,6 +182,8 @@ class Protocol:
 
     def _distances_in_words(self) -> str:
         assert self.reached is not None
+        if self.reached == (None, None):
+            return "positions are those within a segment, at any length of memory"
         reach = _in_words(self.reached)
         if self.held is not None:
             return f"distances reach {reach} and are held at the largest of training, {_in_words(self.held)}"
