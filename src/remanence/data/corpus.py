@@ -206,8 +206,8 @@ def corpus_fingerprint(tokenizer_fingerprint: str, splits: Mapping[str, Mapping[
     `facts` are scored_last and start_token, of a corpus that has them.
     """
     seen: list[Any] = [tokenizer_fingerprint, {name: entry["sha256"] for name, entry in splits.items()}]
-    if facts := {name: value for name, value in facts.items() if value is not None}:
-        seen.append(facts)
+    if stated := {name: value for name, value in facts.items() if value is not None}:
+        seen.append(stated)
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
 
 

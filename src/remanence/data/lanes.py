@@ -302,8 +302,8 @@ def _batch(split: Split, places: np.ndarray, shift: int, starts: np.ndarray, len
     split.check(targets)
     if split.scored_last is not None:
         targets[~split.is_scored(places[:, shift:])] = -1
-    batch = (torch.from_numpy(array) for array in (tokens, targets, starts))
-    return Batch(*batch, None if lengths is None else torch.from_numpy(lengths))
+    real = None if lengths is None else torch.from_numpy(lengths)
+    return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(starts), real)
 
 
 def _places(begins: np.ndarray, segment_length: int, shift: int) -> np.ndarray:

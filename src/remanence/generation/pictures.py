@@ -52,14 +52,14 @@ def complete_images(
     `given` are ids, (N, R · C), as a corpus has them without the start token. Raises InputError as `sample_images`.
     """
     tokenizer = _tokenizer(run, len(given))
-    rows = tokenizer.rows // 2 if rows is None else rows
-    if not 0 < rows < tokenizer.rows:
-        raise InputError(f"{rows} rows were to be given; give at least 1 and fewer than {tokenizer.rows}.")
-    known = np.asarray(given, np.int64)[:, : rows * tokenizer.columns]
+    upper: int = tokenizer.rows // 2 if rows is None else rows
+    if not 0 < upper < tokenizer.rows:
+        raise InputError(f"{upper} rows were to be given; give at least 1 and fewer than {tokenizer.rows}.")
+    known = np.asarray(given, np.int64)[:, : upper * tokenizer.columns]
     session = Session(run, samples=len(known), sampling=sampling, seed=seed)
     start = np.full((len(known), run.model.shift), tokenizer.start_token, np.int64)
     session.read_each(np.concatenate([start, known], axis=1))
-    drawn = _drawn(session, (tokenizer.rows - rows) * tokenizer.columns)
+    drawn = _drawn(session, (tokenizer.rows - upper) * tokenizer.columns)
     return grey(np.concatenate([known, drawn], axis=1), tokenizer)
 
 
