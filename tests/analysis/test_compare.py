@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from remanence.analysis import compare
+from remanence.analysis.small import configure
 from remanence.data.corpus import Split
 from remanence.errors import InputError
 from remanence.models import LaMemoConfig, TransformerConfig
@@ -71,7 +72,7 @@ def test_settings_that_an_architecture_lacks_are_left_out():
         "head_width": 8,
         "feed_forward_width": 8,
     }
-    lamemo, transformer = (compare.configure(name, **settings) for name in ("lamemo", "transformer"))
+    lamemo, transformer = (configure(name, **settings) for name in ("lamemo", "transformer"))
     assert isinstance(lamemo, LaMemoConfig) and lamemo.memory_length == 8
     assert isinstance(transformer, TransformerConfig) and transformer.memory_length == 0
 

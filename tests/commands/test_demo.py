@@ -104,7 +104,7 @@ def test_without_matplotlib_one_sentence_says_so_before_anything_is_done(tmp_pat
         (["--models", "lamemo", "lamemo"], "at most once"),
         (["--seed", "-1"], "0 or more"),
         (["--modles", "lamemo"], "--models"),
-        (["--models", "compressive"], "transformer-xl"),
+        (["--models", "compresive"], "did you mean 'compressive'"),
         (["--text", "missing.txt"], "no text file missing.txt"),
     ],
 )

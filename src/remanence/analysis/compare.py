@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from remanence.analysis import measurements
@@ -34,7 +35,7 @@ from remanence.evaluation import (
     sweep,
 )
 from remanence.generation import Sampling, Session
-from remanence.models import LanguageModel, config_class
+from remanence.models import LanguageModel
 from remanence.training import Result, Run, Trainer, load_run
 from remanence.training.log import read_log
 
@@ -52,22 +53,19 @@ class Stopped(Exception):
         self.signal = signal
 
 
-def configure(architecture: str, **settings: Any) -> Any:
-    """The configuration of an architecture; settings that it does not have are left out."""
-    kind = config_class(architecture)
-    known = {field.name for field in dataclasses.fields(kind) if field.init}
-    return kind(**{name: value for name, value in settings.items() if name in known})
-
-
 def lengths_for(model: LanguageModel, memory_lengths: Sequence[int]) -> tuple[int, ...]:
     """The memory lengths that a model is scored with, ascending: those of `memory_lengths` that it can take, and its
     own. What a length counts is the architecture's affair.
     """
     possible = {int(model.config.memory_length)}
+    token, training = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device), model.training
+    model.eval()
     for length in memory_lengths:
-        with contextlib.suppress(InputError):
-            model.init_memory(lanes=1, length=length)
+        # Some refuse a length where the memory is made, some where it is read with.
+        with contextlib.suppress(InputError), torch.no_grad():
+            model(token, model.init_memory(lanes=1, length=length))
             possible.add(length)
+    model.train(training)
     return tuple(sorted(possible))
 
 
@@ -150,15 +148,20 @@ def score(
         by_document_position=measurements.by_document_position(scores[trained]),
         by_segment_position=measurements.by_segment_position(scores[trained]),
         interpolation=tuple(tuple(layer) for layer in merging.result()),
+        memory_length=trained,
     )
     return findings, scores[trained]
 
 
 def differences(scores: Mapping[str, Score]) -> tuple[Difference, ...]:
-    """Every pair of models on the same tokens; the later one comes first: LaMemo minus Transformer-XL."""
+    """Every pair of models on the same tokens; the later one comes first: LaMemo minus Transformer-XL.
+
+    Pairs that did not score the same tokens are left out.
+    """
     return tuple(
         measurements.difference((second, scores[second]), (first, scores[first]))
         for first, second in itertools.combinations(scores, 2)
+        if _stretches(scores[first]) == _stretches(scores[second])
     )
 
 
@@ -221,6 +224,10 @@ def prompt_from(split: Split, tokenizer: Any, tokens: int) -> str:
 def _part(split: Split, tokens: np.ndarray, documents: np.ndarray) -> Split:
     counts = {"tokens": len(tokens)} | ({f"{split.unit}s": len(tokens)} if split.unit != "token" else {})
     return dataclasses.replace(split, tokens=tokens, documents=documents, counts=counts)
+
+
+def _stretches(score: Score) -> list[int]:
+    return score.measurements["loss_by_stretch"]["tokens"]
 
 
 def stop_if_interrupted(result: Result) -> None:

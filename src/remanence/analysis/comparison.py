@@ -88,7 +88,7 @@ class ModelFindings:
     interpolation: tuple[tuple[float, ...], ...] = ()
     """Mean weight of the old content, [layer][age]: age 0 is the newest slot. Empty for models that do not merge."""
     memory_length: int | None = None
-    """The memory length of training, where it is not that of the comparison: not every memory counts tokens."""
+    """The memory length of training; that of the comparison unless given. Not every memory counts tokens."""
 
     def at_memory(self, length: int) -> MemoryScore | None:
         """The score with this memory length; a model scored without memory only has that one score for all lengths."""

@@ -18,6 +18,7 @@ from remanence.analysis.comparison import Comparison, ModelFindings, TextFacts
 from remanence.analysis.palette import model_label
 from remanence.analysis.plan import EVALUATION_END, Cost, Plan, plan_steps, plan_tokens
 from remanence.analysis.report import render
+from remanence.analysis.small import configure
 from remanence.analysis.wording import duration
 from remanence.config import DataSettings, Recipe, TrainingSettings, dump_recipe
 from remanence.data import Corpus
@@ -27,6 +28,7 @@ from remanence.errors import InputError
 from remanence.evaluation import Score
 from remanence.files import sha256_file, write_text, writing
 from remanence.generation import Sampling
+from remanence.models import build
 from remanence.training.precision import choose
 
 WARMUP_SHARE = 0.1
@@ -94,7 +96,10 @@ class Demo:
         """Prepare, measure, train, score, write. Raises InputError, and Stopped after Ctrl-C."""
         scale, corpus = self.scale, self._corpus()
         recipes = self._recipes(corpus)
-        lengths = {name: compare.lengths_for(recipe, scale.memory_lengths) for name, recipe in recipes.items()}
+        lengths = {
+            name: compare.lengths_for(build(recipe.model, seed=0), scale.memory_lengths)
+            for name, recipe in recipes.items()
+        }
         first = recipes[self.architectures[0]]
         self._say("Measuring what a training step of each model costs on this machine.")
         costs = {
@@ -193,7 +198,7 @@ class Demo:
                 name=f"demo-{name}",
                 description="One of the models of remanence demo, which differ in their architecture alone.",
                 data=data,
-                model=compare.configure(
+                model=configure(
                     name,
                     vocab_size=corpus.vocab_size,
                     segment_length=scale.segment_length,

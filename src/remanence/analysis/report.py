@@ -154,7 +154,7 @@ def _card(comparison: Comparison, model: ModelFindings) -> str:
     score = comparison.trained(model)
     value = f"{score.value:.3f}" if score else "–"
     length = comparison.memory_length if model.memory_length is None else model.memory_length
-    memory = f"memory of {length} {'tokens' if model.memory_length is None else 'slots'}"
+    memory = f"memory of {length} {'tokens' if length == comparison.memory_length else 'slots'}"
     return card(
         model_colour(model.architecture),
         model_label(model.architecture),

@@ -9,8 +9,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated
 
+from remanence.commands.options import option
 from remanence.config.flags import parse_flags
 from remanence.errors import InputError
 
@@ -41,8 +42,9 @@ class Arguments:
     """Folder for everything. Each demo gets a numbered folder of its own in it, so none is ever lost."""
     minutes: float = 5.0
     """How long all of it may take; the models get as many training steps as fit."""
-    models: tuple[Literal["transformer", "transformer-xl", "lamemo"], ...] = ("transformer", "transformer-xl", "lamemo")
-    """Which models to train, in this order."""
+    models: Annotated[tuple[str, ...], option("NAME [NAME ...]")] = ("transformer", "transformer-xl", "lamemo")
+    """Which architectures to train, in this order; transformer transformer-xl lamemo unless given, and all others that
+    a recipe can name: compressive, infinite-former, memformer, rmt and those of installed packages."""
     seed: int = 1111
     """Of the weights, of the order of the text, and of the sample."""
 
@@ -68,6 +70,10 @@ def main(argv: Sequence[str], prog: str) -> int:
 
     from remanence.analysis.compare import Stopped
     from remanence.analysis.demo import Demo
+    from remanence.models import config_class
+
+    for name in arguments.models:
+        config_class(name)
 
     console = Console(stderr=True)
     demo = Demo(
