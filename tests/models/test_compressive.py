@@ -641,3 +641,59 @@ def test_a_memory_with_another_rate_is_refused() -> None:
     (tokens,) = text(model, 3)
     with pytest.raises(InputError, match="rate"):
         model(tokens, other.init_memory(LANES))
+
+
+# Learning
+
+
+def recall(model: LanguageModel, steps: int, lanes: int = 32) -> float:
+    """Train to name, at the end of 16 tokens, the one symbol among the blanks of the first four; accuracy at the end.
+
+    Read in segments of 4: the symbol lies 11 to 14 tokens back, in the past of three segments.
+    """
+    symbols, blank, cue = 8, 8, 9
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(1)
+    right = 0.0
+    for step in range(steps):
+        wanted = torch.randint(symbols, (lanes,), generator=generator)
+        tokens = torch.full((lanes, 16), blank)
+        tokens[torch.arange(lanes), torch.randint(4, (lanes,), generator=generator)] = wanted
+        tokens[:, 14] = cue
+        targets = torch.full((lanes, 4), -1)
+        targets[:, 2] = wanted
+        memory, loss = model.init_memory(lanes), torch.zeros(())
+        for number, segment in enumerate(tokens.split(4, dim=1)):
+            hidden, memory, extras = model(segment, memory)
+            if extras.auxiliary_loss is not None:
+                loss = loss + extras.auxiliary_loss.mean() / 4
+            if number == 3:
+                loss = loss + model.head.loss(hidden, targets).sum() / lanes
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step >= steps - 20:
+            right += (model.head.logits(hidden[:, 2]).argmax(-1) == wanted).float().mean().item() / 20
+    return right
+
+
+@pytest.mark.parametrize("compression", ["conv", "mean", "max", "transformer-xl"])
+def test_what_lies_beyond_as_many_plain_slots_is_recalled(compression: Any) -> None:
+    """One layer: 2 raw and 6 compressed slots of 2 tokens reach 14 tokens back, 8 slots of Transformer-XL only 8."""
+    sizes: dict[str, Any] = {
+        "vocab_size": 10,
+        "segment_length": 4,
+        "num_layers": 1,
+        "model_width": 32,
+        "num_heads": 2,
+        "head_width": 16,
+        "feed_forward_width": 64,
+        "dropout": 0.0,
+    }
+    if compression == "transformer-xl":
+        assert recall(build(TransformerXLConfig(**sizes, memory_length=8), seed=1), steps=250) < 0.3
+    else:
+        config = CompressiveConfig(
+            **sizes, memory_length=2, compressed_length=6, compression_rate=2, compression=compression
+        )
+        assert recall(build(config, seed=1), steps=250) > 0.9
