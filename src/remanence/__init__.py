@@ -13,18 +13,31 @@ if TYPE_CHECKING:
     from remanence.evaluation import Protocol, Score, evaluate
     from remanence.generation import Session
     from remanence.memory import Memory, load_memory
-    from remanence.models import LaMemoConfig, TransformerConfig, TransformerXLConfig, build
+    from remanence.models import (
+        CompressiveConfig,
+        InfiniteFormerConfig,
+        LaMemoConfig,
+        MemformerConfig,
+        RMTConfig,
+        TransformerConfig,
+        TransformerXLConfig,
+        build,
+    )
     from remanence.training import Trainer, load_run
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CompressiveConfig",
     "Corpus",
+    "InfiniteFormerConfig",
     "InputError",
     "LaMemoConfig",
     "Lanes",
+    "MemformerConfig",
     "Memory",
     "Protocol",
+    "RMTConfig",
     "Recipe",
     "Score",
     "Session",
@@ -40,12 +53,16 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CompressiveConfig": "models",
     "Corpus": "data",
+    "InfiniteFormerConfig": "models",
     "InputError": "errors",
     "LaMemoConfig": "models",
     "Lanes": "data",
+    "MemformerConfig": "models",
     "Memory": "memory",
     "Protocol": "evaluation",
+    "RMTConfig": "models",
     "Recipe": "config",
     "Score": "evaluation",
     "Session": "generation",
