@@ -11,7 +11,8 @@ import torch
 
 from remanence.config import Recipe, load_recipe
 from remanence.config.recipe import table_of
-from remanence.models import build
+from remanence.config.tables import types_of
+from remanence.models import InfiniteFormerConfig, TransformerXLConfig, build
 from remanence.training.weights import count_parameters
 
 RECIPES = sorted((Path(__file__).resolve().parent.parent / "recipes").glob("*.toml"))
@@ -114,6 +115,17 @@ def test_models_that_learn_through_time_read_as_many_tokens_for_an_update(model:
     assert math.isclose(
         parameters(recipe(f"{model}-{corpus}")), parameters(recipe(f"transformer-xl-{corpus}")), rel_tol=0.2
     )
+
+
+@pytest.mark.parametrize("corpus", SMALL)
+def test_the_infinite_former_is_a_transformer_xl_with_something_beside_it(corpus: str) -> None:
+    tables = []
+    for model in ("infinite-former", "transformer-xl"):
+        table = table_of(dataclasses.replace(recipe(f"{model}-{corpus}"), name="any", description=""))
+        own = "architecture", *(set(types_of(InfiniteFormerConfig)) - set(types_of(TransformerXLConfig)))
+        table["model"] = {name: value for name, value in table["model"].items() if name not in own}
+        tables.append(table)
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.parametrize("corpus", SMALL)

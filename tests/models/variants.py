@@ -115,7 +115,7 @@ VARIANTS: dict[str, Variant] = {
     "lamemo-untied-adaptive": variant("lamemo", share_position_biases=False, cutoffs=(7, 12), div_value=2),
     "lamemo-one-layer": variant("lamemo", num_layers=1, idle=("ahead_biases.position",)),
     "lamemo-no-memory": variant("lamemo", memory_length=0, idle=("ahead_biases.position",)),
-    "infinite-former": variant("infinite-former", num_basis=12, num_resamples=9, **CONTINUOUS),
+    "infinite-former": variant("infinite-former", num_basis=12, num_resamples=9, compiled=True, **CONTINUOUS),
     "infinite-former-no-slots": variant("infinite-former", num_basis=12, memory_length=0, **CONTINUOUS),
     "infinite-former-short": variant("infinite-former", num_basis=10, memory_length=3, gate=False, **CONTINUOUS),
     "infinite-former-pre-norm-equal": variant(

@@ -375,7 +375,7 @@ def test_a_constant_block_keeps_the_published_share_of_its_mass() -> None:
 
 def test_a_million_vectors_are_written_in_constant_space_and_the_first_are_read_less_sharply() -> None:
     """16 blocks of 65,536 noisy vectors, each about something: the oldest subject is still told, less exactly."""
-    fit = Fit(Basis(64, default_widths(64)), 0.5, 0.8, 64)
+    fit = Fit(Basis(128, default_widths(128)), 0.5, 0.8, 128)
     length, width = 65_536, 16
     assert safe(fit, length)
     generator = torch.Generator().manual_seed(0)
@@ -383,14 +383,14 @@ def test_a_million_vectors_are_written_in_constant_space_and_the_first_are_read_
     for subject in subjects:
         noise = torch.randn(length, width, generator=generator)
         coefficients = naive_free_write(fit, subject + noise.double(), coefficients)
-    assert coefficients is not None and coefficients.shape == (64, width)
+    assert coefficients is not None and coefficients.shape == (128, width)
     age = torch.arange(15, -1, -1, dtype=torch.float64)
     middles = fit.contraction**age * (1 - (1 - fit.contraction) / 2)
     read = gaussians(middles, *fit.basis.parameters()) @ coefficients
     agreement = torch.nn.functional.cosine_similarity(read, subjects, dim=1)
-    assert agreement[-4:].min() > 0.9
+    assert agreement[-4:].min() > 0.99
     assert agreement[:4].mean() < agreement[-4:].mean()
-    assert agreement[:4].mean() > 0.4
+    assert agreement[:4].mean() > 0.6
 
 
 # Reading
