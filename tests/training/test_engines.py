@@ -262,7 +262,7 @@ def test_the_sweep_for_the_memories_gives_the_memories_of_the_replay(variant: Va
 
 
 @pytest.mark.parametrize("engine", THROUGH)
-@pytest.mark.parametrize("name", ["transformer-xl", "lamemo"])
+@pytest.mark.parametrize("name", ["transformer-xl", "lamemo", "compressive", "infinite-former", "memformer", "rmt"])
 def test_groups_of_lanes_add_up_to_the_gradient_of_all(name: str, engine: str) -> None:
     model = carrying(VARIANTS[name]).eval()
     plain, expected = by("full", model, 3)
@@ -273,8 +273,9 @@ def test_groups_of_lanes_add_up_to_the_gradient_of_all(name: str, engine: str) -
 
 
 @pytest.mark.parametrize("engine", ["recompute", "replay"])
-def test_bfloat16_gradients_are_those_of_plain_backpropagation(engine: str) -> None:
-    model = carrying(VARIANTS["transformer-xl"]).float()
+@pytest.mark.parametrize("name", ["transformer-xl", "compressive", "infinite-former", "memformer", "rmt"])
+def test_bfloat16_gradients_are_those_of_plain_backpropagation(name: str, engine: str) -> None:
+    model = carrying(VARIANTS[name]).float()
     found = []
     for each in ("full", engine):
         model.zero_grad()
