@@ -530,3 +530,33 @@ def test_a_setting_without_effect_is_told() -> None:
     plain = MEMFORMERS["memformer"].config
     assert not plain.without_effect()
     assert "memory_gradient" in dataclasses.replace(plain, memory_gradient=True).without_effect()[0]
+
+
+def recalled(forgetful: bool) -> float:
+    """Nats at the end of teaching to tell the first token two segments later; chance is log 4."""
+    config = SIZES | {"vocab_size": 5, "segment_length": 2, "num_layers": 2, "model_width": 16, "num_heads": 2}
+    model: Any = build(MemformerConfig(**config | {"head_width": 8, "dropout": 0.0, "num_slots": 3}), seed=0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for _ in range(80):
+        segments = torch.randint(4, (3, 32, 2), generator=generator)
+        # The last token is the question.
+        wanted, segments[2, :, 1] = segments[0, :, 0].clone(), 4
+        memory, hidden = model.init_memory(32), torch.empty(0)
+        for number, tokens in enumerate(segments):
+            with torch.set_grad_enabled(number > 0):
+                if forgetful:
+                    memory = dataclasses.replace(memory, written=torch.zeros_like(memory.written))
+                hidden, memory, _ = model(tokens, memory)
+        loss = model.head.loss(hidden[:, 1:], wanted[:, None]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return sum(losses[-10:]) / 10
+
+
+def test_it_learns_to_tell_what_stood_two_segments_back_and_only_through_its_slots() -> None:
+    assert recalled(forgetful=False) < 1.15
+    assert recalled(forgetful=True) > 1.35
