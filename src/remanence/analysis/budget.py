@@ -32,10 +32,6 @@ class Budget:
     kind: Kind
     amount: float
 
-    def __post_init__(self) -> None:
-        if not 0 < self.amount < float("inf"):
-            raise InputError(f"--amount is {self.amount:g}, but a budget must be above 0.")
-
     def steps(self, step: float) -> int:
         """How many steps it buys, to the nearest one, when each costs `step`. Raises InputError for less than half."""
         steps = round(self.amount / step)

@@ -305,6 +305,7 @@ class Study:
             segment_length=segment_length,
             memory_length=length,
             clamp_length=evaluation.clamp_length,
+            compressed_length=evaluation.compressed_length if hasattr(run.model.config, "compressed_slots") else None,
             same_length=evaluation.same_length,
             lanes=self.lanes,
             precision=self.precision,

@@ -78,6 +78,8 @@ class Arguments:
         for name in ("test_tokens", "validations"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}, but it must be 0 or more.")
+        if self.amount is not None and not 0 < self.amount < float("inf"):
+            raise InputError(f"--amount is {self.amount:g}, but a budget must be above 0.")
         if any(length < 0 for length in self.memory_lengths):
             raise InputError("--memory-lengths must be 0 or more.")
 
