@@ -326,7 +326,7 @@ def test_settings_of_the_wrong_kind_are_refused_in_a_sentence(name: str, value: 
 
 def test_an_unknown_kind_is_refused() -> None:
     _, weights, config = golden(LAMEMO)
-    with pytest.raises(InputError, match="'lamemo' or 'transformer-xl'"):
+    with pytest.raises(InputError, match="'lamemo', 'transformer-xl' or 'infinite-former'"):
         from_published("memformer", weights, config)  # type: ignore[arg-type]
 
 

@@ -679,3 +679,16 @@ def test_the_published_number_of_parameters_a_layer() -> None:
 
 def test_it_is_made_by_name() -> None:
     assert type(build(config(), seed=0)) is InfiniteFormer
+
+
+def test_the_sorting_model_drops_nothing_of_what_attention_adds() -> None:
+    """Model (c): dropout everywhere but on the output of attention."""
+    sorting = model(torch.float32, dropout=0.5, attention_output_dropout=0.0, num_layers=1, tie_embedding=False).train()
+    layer = sorting.layers[0]
+    stream, context = torch.zeros(1, 3, 10), torch.randn(1, 3, 3, 5)
+    seen: list[Tensor] = []
+    layer.norm_attention.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    layer.finish(stream, context)
+    assert torch.equal(seen[0], layer.output(context.transpose(1, 2).flatten(2)))
+    with pytest.raises(InputError, match=r"model\.attention_output_dropout"):
+        config(attention_output_dropout=1.0)

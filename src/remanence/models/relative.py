@@ -31,10 +31,14 @@ class RelativeConfig(ModelConfig):
     """Every query sees the same number of keys: distances below the memory length only."""
     share_position_biases: bool = True
     """One pair of biases u, v for all layers, instead of a pair for each."""
+    attention_output_dropout: float | None = None
+    """Dropout of what attention adds to the stream; that of everything else unless given."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         memory_length: int = self.memory_length  # type: ignore[attr-defined]
+        rate = self.attention_output_dropout
+        self._require(rate is None or 0 <= rate < 1, "attention_output_dropout", "at least 0 and below 1, or left out")
         self._require(self.clamp_length is None or self.clamp_length >= 1, "clamp_length", "1 or more, or left out")
         self._require(not (self.same_length and memory_length == 0), "same_length", "false without a memory")
 
@@ -52,6 +56,7 @@ class RelativeModel(LanguageModel):
                 config.feed_forward_width,
                 norm=config.norm,
                 dropout=config.dropout,
+                attention_output_dropout=config.attention_output_dropout,
                 epsilon=config.layer_norm_epsilon,
                 relative=config.position not in ("absolute", "learned"),
             )

@@ -31,6 +31,7 @@ class Layer(nn.Module):
         *,
         norm: Literal["post", "pre"],
         dropout: float,
+        attention_output_dropout: float | None = None,
         epsilon: float,
         relative: bool,
     ) -> None:
@@ -39,6 +40,7 @@ class Layer(nn.Module):
         self.heads = (num_heads, head_width)
         self.norm = norm
         self.dropout = dropout
+        self.attention_output_dropout = dropout if attention_output_dropout is None else attention_output_dropout
         self.queries_keys_values = nn.Linear(model_width, 3 * inner, bias=False)
         self.positions = nn.Linear(model_width, inner, bias=False) if relative else None
         self.output = nn.Linear(inner, model_width, bias=False)
@@ -76,7 +78,7 @@ class Layer(nn.Module):
         update = self.output(context.transpose(1, 2).flatten(2))
         if addition is not None:
             update = update + addition
-        hidden = stream + self._drop(update)
+        hidden = stream + dropout(update, self.attention_output_dropout, self.training)
         if self.norm == "pre":
             return hidden + self._feed_forward(self.norm_feed_forward(hidden))
         hidden = self.norm_attention(hidden)
