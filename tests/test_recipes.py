@@ -144,3 +144,57 @@ def test_the_recipe_in_the_documentation_parses_and_builds(tmp_path: Path) -> No
 def test_the_documentation_tells_the_published_counts(name: str) -> None:
     page = (RECIPES[0].parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
     assert f"| [{name}](../recipes/{name}.toml) | {PUBLISHED[name]:,} |" in page
+
+
+COMPRESSIVE = {
+    "compressive-enwik8": 352_807_168,
+    "compressive-wikitext-103": 359_637_834,
+    "compressive-pg-19": 599_401_728,
+}
+
+
+@pytest.mark.parametrize(("name", "count"), COMPRESSIVE.items())
+def test_the_sizes_of_the_compressive_paper_are_told_where_they_stand(name: str, count: int) -> None:
+    folder = RECIPES[0].parent
+    assert parameters(recipe(name)) == count
+    told = (folder / f"{name}.toml").read_text(encoding="utf-8")
+    assert f"{count:,} parameters" in told and "were not verified" in told.replace("\n# ", " ")
+    page = (folder.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert f"| [{name}](../recipes/{name}.toml) | {count:,} |" in page
+
+
+def test_the_sizes_of_the_compressive_paper_are_those_that_were_transcribed() -> None:
+    sizes = {}
+    for name in COMPRESSIVE:
+        model, scored = recipe(name).model, recipe(name).evaluation
+        lengths = (model.segment_length, model.memory_length, model.compressed_length, model.compression_rate)
+        sizes[name] = (model.num_layers, *lengths, scored.memory_length, scored.compressed_length)
+        assert (model.compression, model.auxiliary_kind) == ("conv", "attention")
+        assert (recipe(name).training.learning_rate, recipe(name).training.clip_norm) == (3e-4, 0.1)
+    assert sizes == {
+        "compressive-enwik8": (24, 768, 768, 1152, 3, 768, 3072),
+        "compressive-wikitext-103": (18, 512, 512, 512, 4, 500, 1500),
+        "compressive-pg-19": (36, 512, 512, 512, 2, None, None),
+    }
+
+
+@pytest.mark.parametrize("corpus", SMALL)
+def test_the_small_compressive_recipes_differ_from_the_others_in_the_model_alone(corpus: str) -> None:
+    ours, theirs = (
+        dataclasses.replace(recipe(f"{model}-{corpus}"), name="any", description="")
+        for model in ("compressive", "transformer-xl")
+    )
+    assert dataclasses.replace(ours, model=theirs.model) == theirs
+    own = {
+        "architecture",
+        "compressed_length",
+        "compression_rate",
+        "compression",
+        "auxiliary_weight",
+        "compressed_position",
+    }
+    ours_table, theirs_table = (table_of(each)["model"] for each in (ours, theirs))
+    assert {name: value for name, value in ours_table.items() if name not in own} == {
+        name: value for name, value in theirs_table.items() if name != "architecture"
+    }
+    assert 1.0 < parameters(ours) / parameters(theirs) < 1.35

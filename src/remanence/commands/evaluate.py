@@ -46,6 +46,8 @@ class Arguments:
     """Part of the corpus to score."""
     memory_length: Annotated[tuple[int, ...], option("N [N ...]")] = ()
     """Positions remembered; several lengths give a line each."""
+    compressed_length: Annotated[int | None, option("N")] = None
+    """Compressed slots, for a model that has them."""
     segment_length: Annotated[int | None, option("N")] = None
     """Tokens read at once."""
     protocol: Annotated[Literal["published", "document"] | None, option("{published,document}")] = None
@@ -122,6 +124,9 @@ def protocol_of(arguments: Arguments, run: Run) -> Protocol:
         starts=arguments.protocol or recipe.data.protocol,
         segment_length=chosen("segment_length"),
         clamp_length=chosen("clamp_length"),
+        compressed_length=chosen("compressed_length")
+        if hasattr(run.model.config, "compressed_slots")
+        else arguments.compressed_length,
         same_length=chosen("same_length"),
         lanes=recipe.training.lanes if chosen("lanes") is None else chosen("lanes"),
         hold_distances=arguments.hold_distances,

@@ -176,6 +176,10 @@ def warn_of_settings_without_effect(recipe: Recipe) -> None:
         without.append("training.validation_tokens has no effect, because training.validate_every is 0.")
     if not model.memory_length and "memory_length" not in types_of(type(model)) and evaluation.memory_length:
         without.append(f"evaluation.memory_length has no effect, because the {recipe.architecture} has no memory.")
+    if evaluation.compressed_length is not None and not hasattr(model, "compressed_slots"):
+        without.append(
+            f"evaluation.compressed_length has no effect, because the {recipe.architecture} compresses nothing."
+        )
     for message in (*without, *model.without_effect()):
         warnings.warn(message, SettingWarning, stacklevel=3)
 

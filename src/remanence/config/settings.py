@@ -105,6 +105,8 @@ class EvaluationSettings:
     """Tokens read at once."""
     memory_length: int | None = None
     """Positions remembered; may be longer than in training."""
+    compressed_length: int | None = None
+    """Compressed slots, for a model that has them."""
     clamp_length: int | None = None
     """Distances above this are treated as this."""
     same_length: bool | None = None
@@ -113,6 +115,7 @@ class EvaluationSettings:
     """Streams the text is cut into; 1 scores every token but the first after everything before it."""
 
     def __post_init__(self) -> None:
-        for name, minimum in {"segment_length": 1, "memory_length": 0, "clamp_length": 1, "lanes": 1}.items():
+        least = {"segment_length": 1, "memory_length": 0, "compressed_length": 0, "clamp_length": 1, "lanes": 1}
+        for name, minimum in least.items():
             if (value := getattr(self, name)) is not None:
                 at_least(minimum, **{f"evaluation__{name}": value})

@@ -65,7 +65,8 @@ def evaluate(
     batches = Lanes.once(split, protocol.lanes, protocol.segment_length, protocol.starts, model.shift)
     extras = any(measurement.extras for measurement in measurements)
     nats, tokens, correct = 0.0, 0, 0
-    with torch.no_grad(), as_tested(model, protocol.clamp_length, protocol.same_length):
+    tested = as_tested(model, protocol.clamp_length, protocol.same_length, protocol.compressed_length)
+    with torch.no_grad(), tested:
         for seen in _read(model, batches, protocol, extras, accuracy):
             nats += float(seen.nats.sum())
             tokens += int(seen.scored.sum())

@@ -41,6 +41,8 @@ class Protocol:
     memory_length: int | None = None
     clamp_length: int | None = None
     """Distances above it are read as it, in both directions. When given, it takes the place of holding."""
+    compressed_length: int | None = None
+    """Compressed slots of a model that has them; None for all others."""
     same_length: bool | None = None
     lanes: int | None = None
     hold_distances: bool = True
@@ -77,6 +79,7 @@ class Protocol:
             ("segment length", self.segment_length, 1),
             ("memory length", self.memory_length, 0),
             ("clamp length", self.clamp_length, 1),
+            ("compressed length", self.compressed_length, 0),
             ("number of lanes", self.lanes, 1),
         ):
             if value is not None and value < least:
@@ -108,12 +111,15 @@ class Protocol:
         memory_length = config.memory_length if self.memory_length is None else self.memory_length
         clamp_length = getattr(config, "clamp_length", None) if self.clamp_length is None else self.clamp_length
         same_length = getattr(config, "same_length", False) if self.same_length is None else self.same_length
+        compressed_length = self.compressed_length
+        if compressed_length is None:
+            compressed_length = getattr(config, "compressed_slots", None)
         if same_length and not memory_length:
             raise InputError(
                 "With same length every token sees as far as the memory is long, and a memory of 0 shows it nothing; "
                 "give a memory length of 1 or more, or turn same length off."
             )
-        with as_tested(model, clamp_length, same_length):
+        with as_tested(model, clamp_length, same_length, compressed_length):
             reached = model.distances(segment_length=segment_length, memory_length=memory_length)
             held = None
             if self.hold_distances and self.clamp_length is None:
@@ -124,6 +130,7 @@ class Protocol:
             segment_length=segment_length,
             memory_length=memory_length,
             clamp_length=clamp_length,
+            compressed_length=compressed_length,
             same_length=same_length,
             lanes=DEFAULT_LANES if self.lanes is None else self.lanes,
             architecture=config.architecture,
@@ -144,7 +151,7 @@ class Protocol:
         return [
             self._scored_in_words(),
             self._reading_in_words(),
-            f"Memory of {self.memory_length:,}: {self._distances_in_words()}.",
+            f"Memory of {self._memory_in_words()}: {self._distances_in_words()}.",
             f"Computed in {self._precision_in_words()} on {self.device}, summed in float64.",
         ]
 
@@ -180,6 +187,10 @@ class Protocol:
             return f"{text}; the memory is forgotten where a document begins (document protocol)."
         return f"{text}; the memory is empty where a lane begins and never forgotten (published protocol)."
 
+    def _memory_in_words(self) -> str:
+        compressed = "" if self.compressed_length is None else f" and {self.compressed_length:,} compressed"
+        return f"{self.memory_length:,}{compressed}"
+
     def _distances_in_words(self) -> str:
         assert self.reached is not None
         if self.reached == (None, None):
@@ -208,7 +219,9 @@ def in_words(protocols: Sequence[Protocol]) -> list[str]:
 
 
 @contextmanager
-def as_tested(model: LanguageModel, clamp_length: int | None, same_length: bool | None) -> Iterator[None]:
+def as_tested(
+    model: LanguageModel, clamp_length: int | None, same_length: bool | None, compressed_length: int | None = None
+) -> Iterator[None]:
     """The model in evaluation mode and with these settings, on which no weight depends; as before afterwards."""
     config, training = model.config, model.training
     try:
@@ -224,6 +237,12 @@ def as_tested(model: LanguageModel, clamp_length: int | None, same_length: bool 
                     "knows no distances; leave both out."
                 )
             model.config = dataclasses.replace(config, **settings)
+        if compressed_length != getattr(config, "compressed_slots", None) and compressed_length is not None:
+            if not hasattr(config, "compressed_slots"):
+                raise InputError(
+                    f"A compressed length was asked for, but a {config.architecture} compresses nothing; leave it out."
+                )
+            model.config = dataclasses.replace(model.config, compressed_length=compressed_length)
         yield
     finally:
         model.config = config
