@@ -102,7 +102,8 @@ def _protocol(study: Study, score: Score | None) -> dict[str, str]:
         "Spread": "The sample standard deviation over seeds; a band reaches from the lowest to the highest seed.",
         "FLOPs": "Counted in real steps: matrix products, convolutions and attention kernels, forward and backward, "
         "what is computed twice included; norms, softmax and the optimizer left out.",
-        "Speed": "Tokens a second, validation and saving left out; on this machine, with what else it was doing.",
+        "Speed": "Tokens a second, the median over seeds; validation and saving left out; on this machine, with what "
+        "else it was doing.",
     }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from remanence.analysis.comparison import CurvePoint
 from remanence.analysis.lines import Label, Line, draw, frame_the_end, label_lines, one_panel
@@ -70,6 +70,7 @@ def _curves(axes: Axes, trials: Trials, place: Callable[[CurvePoint], float], un
         framed.append((points, max(point.tokens for point in points)))
     frame_the_end(axes, framed)
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.set_xlabel(unit)
     axes.set_ylabel(f"{trials.measure}, validation")
     _label(axes, labels)

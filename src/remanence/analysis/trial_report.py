@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
 
@@ -42,7 +42,7 @@ FIGURES: dict[str, tuple[str, str, Callable[[Trials], Figure]]] = {
     ),
     "score-by-seconds": (
         "Score against time",
-        "Of the training of one run on this machine, the mean over seeds.",
+        "Of the training of one run on this machine, the median over seeds.",
         plots.by_seconds,
     ),
     "score-by-memory-bytes": (
@@ -64,14 +64,15 @@ def write_tables(trials: Trials, folder: Path) -> None:
 def write_report(trials: Trials, folder: Path) -> None:
     """The page, and each plot as a PNG beside it. Something has been scored."""
     (folder / "plots").mkdir(exist_ok=True)
-    for name, (_, _, draw) in FIGURES.items():
+    drawn = {name: draw(trials) for name, (_, _, draw) in FIGURES.items()}
+    for name, figure in drawn.items():
         with writing(folder / "plots" / f"{name}.png") as file:
-            draw(trials).savefig(file, format="png", dpi=120)
-    write_text(folder / "report.html", render(trials, folder))
+            figure.savefig(file, format="png", dpi=120)
+    write_text(folder / "report.html", render(trials, folder, drawn))
 
 
-def render(trials: Trials, folder: Path) -> str:
-    """The whole page as text; pictures are read from `folder`."""
+def render(trials: Trials, folder: Path, drawn: Mapping[str, Figure]) -> str:
+    """The whole page as text; pictures are read from `folder`, and `drawn` has every plot."""
     recipes = "".join(
         details(f"The whole recipe of {each.name}, with its first seed", each.recipe) for each in trials.contenders
     )
@@ -91,7 +92,7 @@ def render(trials: Trials, folder: Path) -> str:
                 + bullets(tables.failure_lines(trials))
                 + table("Mean and spread by memory length at test time", *tables.by_memory_rows(trials)),
             ),
-            section("plots", "Plots", f'<div class="plots">{"".join(_figures(trials))}</div>'),
+            section("plots", "Plots", f'<div class="plots">{"".join(_figures(trials, drawn))}</div>'),
             section("pairs", "Pair by pair", f"<p>{PAIRS}</p>" + table("Gaps", *tables.gap_rows(trials)))
             if trials.gaps
             else "",
@@ -130,7 +131,7 @@ def _card(trials: Trials, each: Contender) -> str:
     )
 
 
-def _figures(trials: Trials) -> list[str]:
+def _figures(trials: Trials, drawn: Mapping[str, Figure]) -> list[str]:
     names = ", ".join(look.label for look in looks({e.name: e.architecture for e in trials.contenders}).values())
     by_seed = table("Every seed", *_by_seed(trials))
     by_memory = table("Mean and spread by memory length", *tables.by_memory_rows(trials))
@@ -139,11 +140,11 @@ def _figures(trials: Trials) -> list[str]:
             name,
             title,
             text,
-            draw(trials),
+            drawn[name],
             f"Chart of {trials.measure} for {names}. {text}",
             _curve_table(trials) if name.startswith("curves") else by_memory if name == "score-by-memory" else by_seed,
         )
-        for name, (title, text, draw) in FIGURES.items()
+        for name, (title, text, _) in FIGURES.items()
     ]
 
 

@@ -69,7 +69,7 @@ def comma_separated(trials: Trials) -> str:
         values = [
             *(mean(each.values), spread(each.values), _validation(each), each.parameters, each.memory_kind),
             *(each.memory_length, each.memory_bytes, each.training_flops, each.evaluation_flops),
-            *(_training_speed(each), _evaluation_speed(each), _tokens(each), each.seconds, each.steps),
+            *(each.training_speed, each.evaluation_speed, _tokens(each), each.seconds, each.steps),
         ]
         scores = [
             "" if seed not in by_seed else "failed" if by_seed[seed].failed else by_seed[seed].value
@@ -143,8 +143,8 @@ def _row(each: Contender, label: str, trials: Trials) -> list[str]:
         f"{each.memory_bytes:,}",
         _number(each.training_flops / 1e3, 1),
         _number(each.evaluation_flops / 1e3, 1),
-        _number(_training_speed(each), 0),
-        _number(_evaluation_speed(each), 0),
+        _number(each.training_speed, 0),
+        _number(each.evaluation_speed, 0),
         _number(_tokens(each), 0),
         _number(each.seconds, 1),
     ]
@@ -152,14 +152,6 @@ def _row(each: Contender, label: str, trials: Trials) -> list[str]:
 
 def _validation(each: Contender) -> float:
     return mean([trial.validation_value for trial in each.finished if trial.validation_value is not None])
-
-
-def _training_speed(each: Contender) -> float:
-    return mean([trial.training_speed for trial in each.finished])
-
-
-def _evaluation_speed(each: Contender) -> float:
-    return mean([trial.evaluation_speed for trial in each.finished])
 
 
 def _tokens(each: Contender) -> float:

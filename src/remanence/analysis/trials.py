@@ -98,8 +98,18 @@ class Contender:
 
     @property
     def seconds(self) -> float:
-        """Of the training of one run, the mean."""
-        return mean([trial.seconds for trial in self.finished])
+        """Of the training of one run, the median over seeds: one that was disturbed does not decide."""
+        return median([trial.seconds for trial in self.finished])
+
+    @property
+    def training_speed(self) -> float:
+        """Tokens trained on a second, likewise."""
+        return median([trial.training_speed for trial in self.finished])
+
+    @property
+    def evaluation_speed(self) -> float:
+        """Tokens read a second in evaluation, likewise."""
+        return median([trial.evaluation_speed for trial in self.finished])
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -208,6 +218,10 @@ class Trials:
 
 def mean(values: Sequence[float]) -> float:
     return statistics.fmean(values) if values else math.nan
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else math.nan
 
 
 def spread(values: Sequence[float]) -> float | None:
