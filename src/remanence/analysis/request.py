@@ -141,7 +141,7 @@ def test_text(corpus: Corpus, recipe: Recipe, tokens: int) -> Split:
     split = corpus.split("test")
     if not tokens or tokens >= len(split):
         return split
-    if recipe.data.protocol == "document" and split.scored_last is None:
+    if recipe.data.protocol == "document" and not split.whole_documents:
         return compare.excerpt(split, tokens, LANES_SCORED, seed=0, anywhere=True)
     return split.first(tokens)
 

@@ -40,6 +40,7 @@ from remanence.errors import InputError
 from remanence.evaluation import LossByStretch, Protocol, Score, evaluate
 from remanence.evaluation.validation import validation, validation_split
 from remanence.files import read_json, write_json
+from remanence.generation.pictures import leave_pictures
 from remanence.models import LanguageModel
 from remanence.training import Run, Trainer, load_run
 from remanence.training.checkpoint import exists
@@ -290,6 +291,8 @@ class Study:
             return
         device = choose_device(job.recipe.training.device)
         run = load_run(job.folder, self.asked.checkpoint, device=device)
+        if self.corpus.unit == "pixel":
+            leave_pictures(run, self.corpus, job.folder / "pictures")
         for length in lengths:
             score = self._scored(job, run, length)
             self._score_file(job, length).parent.mkdir(exist_ok=True)

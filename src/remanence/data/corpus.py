@@ -67,6 +67,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def whole_documents(self) -> bool:
+        """Whether a part of a document means nothing: where only ends are scored, or all begin alike."""
+        return self.scored_last is not None or self.start_token is not None
+
     def is_scored(self, positions: np.ndarray) -> np.ndarray:
         """Which positions in the split are scored as targets: those close enough to the end of their document."""
         if self.scored_last is None:
@@ -75,12 +80,10 @@ class Split:
         return ends[np.searchsorted(self.documents, positions, side="right") - 1] - positions <= self.scored_last
 
     def first(self, tokens: int) -> Split:
-        """The split up to so many tokens; where only the ends of documents are scored, documents stay whole, and at
-        least one does.
-        """
+        """The split up to so many tokens; where documents must stay whole they do, and at least one is there."""
         if tokens >= len(self):
             return self
-        if self.scored_last is not None:
+        if self.whole_documents:
             edges = np.append(self.documents[1:], len(self))
             tokens = int(edges[max(0, int(np.searchsorted(edges, tokens, side="right")) - 1)])
         return replace(
