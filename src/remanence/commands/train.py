@@ -90,7 +90,11 @@ def open_corpus(folder: str) -> Corpus:
     path = Path(folder)
     if not path.is_dir():
         # The standard place of a corpus known by name; the text of any other is the user's.
-        made = path.name if path.name in PUBLISHED and path.parent == Path("data") else f"TEXT --out {path}"
+        made = f"TEXT --out {path}"
+        if path.parent == Path("data") and path.name in (*PUBLISHED, "mnist"):
+            made = path.name
+        elif path.parent == Path("data") and (length := path.name.removeprefix("sorting-")).isdigit():
+            made = f"sorting --length {length}"
         raise InputError(
             f"There is no prepared corpus at {path}; make it with `remanence prepare {made}`, or name another by "
             "--data.corpus."
