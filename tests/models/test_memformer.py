@@ -355,6 +355,19 @@ def test_the_memory_has_the_bytes_it_should() -> None:
     assert histories(model).nbytes == LANES * (4 * 7 * 10 + 9 * 11 + 7)
 
 
+def test_slots_stay_exact_in_a_memory_of_lower_precision() -> None:
+    """A weight of 0.999 for itself is 1 or 0.996 in bfloat16, and a slot lives for many segments."""
+    model = MEMFORMERS["memformer"].model()
+    (tokens,) = text(model, 3)
+    for memory in (histories(model), model(tokens, histories(model), close=False).memory):
+        lower = memory.to(dtype=torch.bfloat16)
+        assert lower.bank.dtype == torch.float32 and memory.to(dtype=torch.float64).bank.dtype == torch.float64
+        if memory.segment is not None:
+            assert lower.segment.bank.dtype == torch.float32
+            assert lower.segment.keys[0].dtype == torch.bfloat16
+    assert build(MEMFORMERS["memformer"].config, seed=0).to(torch.bfloat16).init_memory(1).bank.dtype == torch.float32
+
+
 # What comes next, without a last token
 
 
