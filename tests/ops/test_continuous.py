@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from remanence.nn.continuous import ContinuousMemory
 from remanence.ops.continuous import (
@@ -586,3 +587,13 @@ def test_a_key_is_the_hash_of_the_text_however_it_is_cut(lengths: list[int], cut
     assert whole.tolist() == [naive.key_of(row) for row in tokens.tolist()]
     padded = fold(fresh, tokens, torch.tensor(lengths))
     assert padded.tolist() == [naive.key_of(row[:n]) for row, n in zip(tokens.tolist(), lengths, strict=True)]
+
+
+def test_the_products_of_writing_are_counted() -> None:
+    """R X of the real rows, and twice the samples where there was a memory; the same on the way back."""
+    past, block = torch.randn(3, 12, 4, requires_grad=True), torch.randn(3, 6, 4, requires_grad=True)
+    counts, known = torch.tensor([5, 0, 3]), torch.tensor([True, True, False])
+    with FlopCounterMode(display=False) as counter:
+        rewrite(past, None, block, counts, known, SMALL).sum().backward()
+    once = 2 * 12 * 4 * (5 + 2 * 9) + 2 * 12 * 4 * 3
+    assert counter.get_total_flops() == 2 * once

@@ -131,7 +131,8 @@ class InfiniteFormerConfig(TransformerXLConfig):
             return
         growth = radius(fit, length)
         remedy = "fewer basis functions, wider basis_widths, more num_resamples or longer segments"
-        given = f"model.num_basis is {self.num_basis} and model.basis_widths {fit.basis.widths}"
+        widths = ", ".join(f"{width:.3g}" for width in fit.basis.widths)
+        given = f"model.num_basis is {self.num_basis} and model.basis_widths {widths}"
         sampled = f"for segments of {length} tokens and {fit.samples} resamples"
         if not growth <= 1:
             raise InputError(

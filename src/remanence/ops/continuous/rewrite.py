@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from remanence.ops.continuous.basis import Basis, gaussians
 from remanence.ops.continuous.operator import Fit, operator, sampler
@@ -167,3 +168,34 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
 
 
 _rewrite.register_autograd(_backward, setup_context=_remember)
+
+
+def _products(block: Tensor, counts: Tensor, known: Tensor, constants: tuple[Any, ...]) -> int:
+    """Floating-point operations of writing, of which torch's counter sees nothing inside an operator."""
+    number, samples, width = constants[0], constants[4], block.shape[2]
+    total = 0
+    for count, later in zip(counts.tolist(), known.tolist(), strict=True):
+        total += 2 * number * width * (count + 2 * samples * later) if count else 0
+    return total
+
+
+@register_flop_formula(torch.ops.remanence.rewrite, get_raw=True)
+def _forward_flops(
+    past: Any, places: Any, block: Any, counts: Any, known: Any, *constants: Any, out_val: Any = None
+) -> int:
+    return _products(block, counts, known, constants)
+
+
+@register_flop_formula(torch.ops.remanence.rewrite_backward, get_raw=True)
+def _backward_flops(
+    gradient: Any,
+    places: Any,
+    counts: Any,
+    known: Any,
+    capacity: Any,
+    with_past: Any,
+    *constants: Any,
+    out_val: Any = None,
+) -> int:
+    both = known if with_past else torch.zeros_like(known)
+    return _products(gradient, counts, both, constants)
