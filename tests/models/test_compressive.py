@@ -90,25 +90,6 @@ def test_convolution_with_every_tap_a_share_of_the_identity_is_the_mean(rate: in
     assert memory.valid.sum() > LANES * 3
 
 
-def test_a_new_convolution_begins_as_the_mean_and_a_new_rebuilder_repeats() -> None:
-    config = dataclasses.replace(VARIANTS["compressive"].config, auxiliary="autoencoding")
-    model: Any = build(config, seed=1)
-    rows = torch.randn(2, 6, 10)
-    compressed = model.compressors[0](rows, torch.ones(2, 6, dtype=torch.bool))
-    assert gap(compressed, rows.unflatten(1, (3, 2)).mean(2)) < 1e-6
-    assert gap(model.rebuilders[0](compressed), compressed.repeat_interleave(2, 1)) < 1e-6
-
-
-def test_dilated_convolutions_begin_with_the_scale_of_their_rows() -> None:
-    model: Any = build(
-        CompressiveConfig(**SIZES | {"model_width": 64, "memory_length": 1}, compression="dilated", compression_rate=5),
-        seed=1,
-    )
-    rows = torch.randn(8, 50, 64)
-    made = model.compressors[0](rows, torch.ones(8, 50, dtype=torch.bool))
-    assert 0.7 < made.std() < 1.4
-
-
 # Against loops
 
 
