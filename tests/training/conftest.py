@@ -37,7 +37,14 @@ def make_recipe(corpus: Corpus) -> Callable[..., Recipe]:
     def make(
         architecture: str = "lamemo", memory_length: int = 9, protocol: str = "published", **training: Any
     ) -> Recipe:
-        memory = {} if architecture == "transformer" else {"memory_length": memory_length}
+        own: dict[str, dict[str, Any]] = {
+            "transformer": {},
+            "compressive": {"memory_length": memory_length, "compressed_length": 4, "compression_rate": 7},
+            "infinite-former": {"memory_length": memory_length, "num_basis": 6},
+            "memformer": {"num_slots": memory_length},
+            "rmt": {"memory_tokens": memory_length},
+        }
+        memory = own.get(architecture, {"memory_length": memory_length})
         model = config_class(architecture)(
             vocab_size=256,
             segment_length=7,

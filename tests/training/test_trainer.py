@@ -96,6 +96,10 @@ def test_a_run_leaves_recipe_tokenizer_log_and_checkpoints(
         ("transformer-xl", 3, {"horizon": 2, "protocol": "document"}),
         ("transformer", 0, {"precision": "bfloat16"}),
         ("lamemo", 9, {"precision": "bfloat16"}),
+        ("compressive", 9, {"protocol": "document"}),
+        ("infinite-former", 5, {"accumulation": 2}),
+        ("memformer", 4, {"horizon": 3, "engine": "replay", "protocol": "document"}),
+        ("rmt", 3, {"horizon": 2, "engine": "recompute", "accumulation": 2, "precision": "bfloat16"}),
     ],
 )
 @pytest.mark.filterwarnings("ignore:training.horizon:remanence.config.SettingWarning")
@@ -215,6 +219,8 @@ def test_the_distances_trained_are_those_that_occurred(make_recipe: Make, train:
 
 
 def test_a_horizon_over_a_memory_without_gradient_warns(make_recipe: Make, train: Train, tmp_path: Path) -> None:
+    with pytest.warns(SettingWarning, match="No gradient crosses segments with training.horizon 1 and the engine full"):
+        train(make_recipe("rmt", 2), tmp_path / "unwritten")
     with pytest.warns(SettingWarning, match="training.horizon is 2, but the memory of lamemo carries no gradient"):
         train(make_recipe(horizon=2), tmp_path / "run")
 

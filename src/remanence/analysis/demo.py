@@ -18,7 +18,7 @@ from remanence.analysis.comparison import Comparison, ModelFindings, TextFacts
 from remanence.analysis.palette import model_label
 from remanence.analysis.plan import EVALUATION_END, Cost, Plan, plan_steps, plan_tokens
 from remanence.analysis.report import render
-from remanence.analysis.small import configure
+from remanence.analysis.small import configure, lanes_and_horizon
 from remanence.analysis.wording import duration
 from remanence.config import DataSettings, Recipe, TrainingSettings, dump_recipe
 from remanence.data import Corpus
@@ -193,27 +193,28 @@ class Demo:
             save_every=0,
         )
         data = DataSettings(corpus=str(corpus.folder), protocol="document" if by_document else "published")
-        return {
-            name: Recipe(
+        recipes = {}
+        for name in self.architectures:
+            model = configure(
+                name,
+                vocab_size=corpus.vocab_size,
+                segment_length=scale.segment_length,
+                memory_length=scale.memory_length,
+                num_layers=scale.num_layers,
+                model_width=scale.model_width,
+                num_heads=scale.num_heads,
+                head_width=scale.model_width // scale.num_heads,
+                feed_forward_width=4 * scale.model_width,
+                dropout=0.0,
+            )
+            recipes[name] = Recipe(
                 name=f"demo-{name}",
                 description="One of the models of remanence demo, which differ in their architecture alone.",
                 data=data,
-                model=configure(
-                    name,
-                    vocab_size=corpus.vocab_size,
-                    segment_length=scale.segment_length,
-                    memory_length=scale.memory_length,
-                    num_layers=scale.num_layers,
-                    model_width=scale.model_width,
-                    num_heads=scale.num_heads,
-                    head_width=scale.model_width // scale.num_heads,
-                    feed_forward_width=4 * scale.model_width,
-                    dropout=0.0,
-                ),
-                training=training,
+                model=model,
+                training=dataclasses.replace(training, **lanes_and_horizon(model, scale.lanes)),
             )
-            for name in self.architectures
-        }
+        return recipes
 
     def _announce(self, plan: Plan, costs: dict[str, Cost]) -> None:
         told = ", ".join(f"{model_label(name)} {1000 * cost.step:.0f} ms" for name, cost in costs.items())

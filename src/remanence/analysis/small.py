@@ -11,8 +11,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from remanence.errors import InputError
-from remanence.models import config_class
+from remanence.models import build, config_class
 
 Settings = dict[str, Any]
 
@@ -33,6 +35,17 @@ def configure(architecture: str, **shared: Any) -> Any:
                 f"small size; give its configuration a class method small(shared) that does, or train it by a recipe."
             )
     return kind(**settings)
+
+
+def lanes_and_horizon(model: Any, lanes: int) -> dict[str, int]:
+    """How many lanes are read for an update, and segments of each; as many tokens for every model.
+
+    Where gradients pass through the memory, two segments in a row on half the lanes: through one, nothing would teach
+    the model what to write.
+    """
+    with torch.device("meta"):
+        carries = build(model, seed=0).memory_carries_gradient
+    return {"lanes": lanes // 2, "horizon": 2} if carries and lanes % 2 == 0 else {"lanes": lanes, "horizon": 1}
 
 
 def _nothing(shared: Mapping[str, Any]) -> Settings:

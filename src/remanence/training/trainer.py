@@ -87,6 +87,14 @@ class Trainer:
                 SettingWarning,
                 stacklevel=2,
             )
+        if model.memory_carries_gradient and (settings.horizon == 1 or self.engine == "truncated"):
+            warnings.warn(
+                f"No gradient crosses segments with training.horizon {settings.horizon} and the engine {self.engine}, "
+                f"so nothing teaches this {recipe.architecture} what to write into its memory; set training.horizon to "
+                "2 or more, and leave training.engine out.",
+                SettingWarning,
+                stacklevel=2,
+            )
         self.state = State(
             model=model,
             optimizer=build_optimizer(model, settings),
