@@ -643,6 +643,12 @@ def test_more_functions_than_samples_are_refused_where_the_memory_would_explode(
         config(segment_length=16, **narrow)
 
 
+def test_sticky_settings_without_sticky_memories_are_told() -> None:
+    (told,) = config(sticky=False, sticky_offset="left").without_effect()
+    assert told == "model.sticky_offset has no effect, because model.sticky is false."
+    assert not config(sticky_offset="left").without_effect()
+
+
 def test_leaving_the_safe_region_warns() -> None:
     with pytest.warns(SettingWarning, match="outside the region"):
         config(segment_length=5, num_basis=48)

@@ -115,6 +115,14 @@ class InfiniteFormerConfig(TransformerXLConfig):
         )
         self._check_stability()
 
+    def without_effect(self) -> tuple[str, ...]:
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        idle = [name for name in defaults if name.startswith("sticky_") and getattr(self, name) != defaults[name]]
+        return (
+            *super().without_effect(),
+            *(f"model.{name} has no effect, because model.sticky is false." for name in idle if not self.sticky),
+        )
+
     @property
     def fit(self) -> Fit:
         """What decides the operators, beside the length of a block."""
