@@ -19,6 +19,7 @@ import json
 import shutil
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from remanence.analysis.compare import Stopped, stop_if_interrupted
 from remanence.analysis.cost import Price, Size, measure_price, size_of, step_tokens
 from remanence.analysis.request import LANES_SCORED, Asked, Plan, check_alike, test_text
 from remanence.analysis.trials import Trial
-from remanence.config import Recipe
+from remanence.config import Recipe, SettingWarning
 from remanence.config.recipe import table_of
 from remanence.data import Corpus, Lanes
 from remanence.errors import InputError
@@ -111,7 +112,9 @@ class Study:
     def run(self) -> None:
         """Plan, train and score all that is not there yet. Raises Stopped after Ctrl-C or SIGTERM, and InputError."""
         self._claim()
-        with self._locked():
+        with self._locked(), warnings.catch_warnings():
+            # Each was told when the recipes were built.
+            warnings.simplefilter("ignore", SettingWarning)
             self._plan = self._planned()
             jobs = self.jobs
             pending = [job for job in jobs if not self._is_done(job)]
