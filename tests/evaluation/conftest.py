@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,19 @@ from remanence.data import Split
 from remanence.models import LanguageModel, build, config_class
 
 SEGMENT, MEMORY, VOCABULARY = 6, 5, 13
+ARCHITECTURES = ("transformer", "transformer-xl", "lamemo", "compressive", "infinite-former", "memformer", "rmt")
 
 
 @cache
 def _build(architecture: str) -> LanguageModel:
-    memory = {} if architecture == "transformer" else {"memory_length": MEMORY}
+    own: dict[str, dict[str, Any]] = {
+        "transformer": {},
+        "compressive": {"memory_length": MEMORY, "compression_rate": 2},
+        "infinite-former": {"memory_length": MEMORY, "num_basis": 6},
+        "memformer": {"num_slots": MEMORY},
+        "rmt": {"memory_tokens": MEMORY},
+    }
+    memory = own.get(architecture, {"memory_length": MEMORY})
     config = config_class(architecture)(
         vocab_size=VOCABULARY,
         segment_length=SEGMENT,
@@ -40,7 +49,7 @@ def make_model() -> Callable[..., LanguageModel]:
     return lambda architecture="lamemo": _build(architecture)
 
 
-@pytest.fixture(params=["transformer", "transformer-xl", "lamemo"])
+@pytest.fixture(params=ARCHITECTURES)
 def model(request: pytest.FixtureRequest) -> LanguageModel:
     return _build(request.param)
 

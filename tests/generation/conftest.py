@@ -13,14 +13,22 @@ from remanence.data.tokenizers.byte import ByteTokenizer
 from remanence.models import LanguageModel, build, config_class
 
 SEGMENT, MEMORY = 6, 5
+ARCHITECTURES = (
+    "transformer", "transformer-xl", "lamemo", "compressive", "infinite-former", "memformer", "memformer/bos", "rmt",
+)  # fmt: skip
 
 
 @cache
 def _build(name: str, vocab_size: int) -> LanguageModel:
     architecture, _, alignment = name.partition("/")
-    memory: dict[str, Any] = {} if architecture == "transformer" else {"memory_length": MEMORY}
-    if architecture == "memformer":
-        memory = {"num_slots": MEMORY, "alignment": alignment or "aligned"}
+    own: dict[str, dict[str, Any]] = {
+        "transformer": {},
+        "compressive": {"memory_length": MEMORY, "compressed_length": 4, "compression_rate": 2},
+        "infinite-former": {"memory_length": MEMORY, "num_basis": 6},
+        "memformer": {"num_slots": MEMORY, "alignment": alignment or "aligned"},
+        "rmt": {"memory_tokens": MEMORY},
+    }
+    memory = own.get(architecture, {"memory_length": MEMORY})
     config = config_class(architecture)(
         vocab_size=vocab_size,
         segment_length=SEGMENT,
@@ -43,7 +51,7 @@ def make_model() -> Callable[..., LanguageModel]:
     return lambda architecture="lamemo", vocab_size=256: _build(architecture, vocab_size)
 
 
-@pytest.fixture(params=["transformer", "transformer-xl", "lamemo", "memformer", "memformer/bos"])
+@pytest.fixture(params=ARCHITECTURES)
 def model(request: pytest.FixtureRequest) -> LanguageModel:
     return _build(request.param, 256)
 

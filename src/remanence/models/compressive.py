@@ -252,25 +252,11 @@ class CompressiveTransformer(TransformerXL):
             slots += (rate - 1) * (compressed - 1) + (rate + 1) // 2 - 1
         return super().distances(segment_length, slots)
 
-    def advance(
-        self,
-        tokens: Int[Tensor, "B T"],
-        memory: Any,
-        starts: Bool[Tensor, " B"] | None = None,
-        lengths: Int[Tensor, " B"] | None = None,
-    ) -> Any:
-        """The memory after a closed segment, without the auxiliary loss."""
-        self._check(tokens, memory, starts, lengths, True)
-        memory = memory if starts is None else memory.reset(starts)
-        memory = memory if memory.opened or self.memory_carries_gradient else memory.detach()
-        lengths = None if lengths is None else lengths.clamp(0, tokens.shape[1])
-        return self._close(super()._read(tokens, memory, lengths, keep=False, extras=False)[1], lengths)
-
     def _read(
-        self, tokens: Tensor, memory: Any, lengths: Tensor | None, *, keep: bool, extras: bool
+        self, tokens: Tensor, memory: Any, lengths: Tensor | None, *, keep: bool, extras: bool, predict: bool = True
     ) -> tuple[Tensor, Any, Extras]:
-        hidden, memory, told = super()._read(tokens, memory, lengths, keep=keep, extras=extras)
-        if self.training and not keep and self.config.auxiliary_kind != "none":
+        hidden, memory, told = super()._read(tokens, memory, lengths, keep=keep, extras=extras, predict=predict)
+        if self.training and predict and not keep and self.config.auxiliary_kind != "none":
             told = dataclasses.replace(told, auxiliary_loss=self._auxiliary_loss(memory, lengths))
         return hidden, memory, told
 

@@ -134,7 +134,7 @@ class TransformerXL(RelativeModel):
         inputs, kept, received, mass = [], [], [], []
         for number, layer in enumerate(self.layers):
             inputs.append(stream)
-            if not predict and number == len(self.layers) - 1:
+            if not (predict or self.counts_attention) and number == len(self.layers) - 1:
                 # The memory holds the inputs of layers: what the last one makes of its own is not remembered.
                 break
             queries, keys, values = layer.project(stream)
