@@ -597,3 +597,15 @@ def test_the_products_of_writing_are_counted() -> None:
         rewrite(past, None, block, counts, known, SMALL).sum().backward()
     once = 2 * 12 * 4 * (5 + 2 * 9) + 2 * 12 * 4 * 3
     assert counter.get_total_flops() == 2 * once
+
+
+def test_products_keep_their_mantissas_whatever_the_process_allows() -> None:
+    before = torch.get_float32_matmul_precision()
+    given: Any = (torch.randn(1, 12, 3), None, torch.randn(1, 5, 3), torch.tensor([5]), torch.tensor([True]), SMALL)
+    plain = rewrite(*given)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert torch.equal(rewrite(*given), plain)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)

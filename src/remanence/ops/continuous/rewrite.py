@@ -60,16 +60,16 @@ def _groups(counts: Tensor, known: Tensor) -> Iterator[tuple[int, bool, Any]]:
 
 @contextmanager
 def _exact(tensor: Tensor) -> Iterator[None]:
-    """Products in the dtype of their factors: no autocast, no shortened mantissa."""
-    shortened = torch.backends.cuda.matmul.allow_tf32
-    if tensor.is_cuda and shortened:
-        torch.backends.cuda.matmul.allow_tf32 = False
+    """Products in the dtype of their factors: no autocast, no shortened mantissa (TF32, or bfloat16 on some CPUs)."""
+    precision = torch.get_float32_matmul_precision()
+    if precision != "highest":
+        torch.set_float32_matmul_precision("highest")
     try:
         with torch.autocast(tensor.device.type, enabled=False):
             yield
     finally:
-        if tensor.is_cuda and shortened:
-            torch.backends.cuda.matmul.allow_tf32 = True
+        if precision != "highest":
+            torch.set_float32_matmul_precision(precision)
 
 
 def _samples(fit: Fit, places: Tensor | None, lanes: Any, like: Tensor) -> Tensor:
