@@ -198,3 +198,16 @@ def test_the_small_compressive_recipes_differ_from_the_others_in_the_model_alone
         name: value for name, value in theirs_table.items() if name != "architecture"
     }
     assert 1.0 < parameters(ours) / parameters(theirs) < 1.35
+
+
+@pytest.mark.parametrize("task", ["sorting", "sorting-small", "mnist-small"])
+def test_the_recipes_of_a_task_differ_in_the_model_alone(task: str) -> None:
+    made = [recipe(path.stem) for path in RECIPES if path.stem.endswith(f"-{task}")]
+    assert len(made) >= 4 and len({each.data for each in made}) == 1
+    assert len({dataclasses.replace(each.training, engine=None) for each in made}) == 1
+    if "sorting" in task:
+        symbols = int(made[0].data.corpus.removeprefix("data/sorting-"))
+        segments = -(-(symbols + 20) // made[0].model.segment_length)
+        # One update reads whole documents, and the whole answer lies in the last segment.
+        assert all(each.training.horizon == segments and each.data.protocol == "document" for each in made)
+        assert symbols >= (segments - 1) * made[0].model.segment_length
