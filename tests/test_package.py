@@ -18,7 +18,8 @@ import remanence
 
 EXTRAS = ["tokenizers", "zstandard", "tensorboard", "matplotlib", "transformers", "hypothesis", "beartype", "pytest"]
 
-MADE_OF_AN_EXTRA = {f"remanence.analysis.{name}" for name in ("demo", "plots", "report", "svg")}
+PLOTTING = ("demo", "lines", "plots", "report", "svg", "trial_plots", "trial_report")
+MADE_OF_AN_EXTRA = {f"remanence.analysis.{name}" for name in PLOTTING}
 """Modules that are nothing without their extra, and that others import only inside functions."""
 
 

@@ -21,7 +21,7 @@ class MyConfig(TransformerConfig):
     """The settings under [model] in a recipe: those of a Transformer, and one more."""
 
     architecture: ClassVar[str] = "my-rmt"
-    memory_tokens: int
+    memory_tokens: int = 8
 
     @property
     def memory_length(self) -> int:
