@@ -122,10 +122,14 @@ def _warnings_in_sentences() -> Iterator[None]:
     import warnings
 
     usual = warnings.showwarning
+    told: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if category.__module__.startswith("remanence."):
-            print(f"remanence: warning: {message}", file=sys.stderr)
+            # Settings are looked at more than once: before and after the corpus is known, for instance.
+            if str(message) not in told:
+                told.add(str(message))
+                print(f"remanence: warning: {message}", file=sys.stderr)
         else:
             usual(message, category, *place, **more)
 
