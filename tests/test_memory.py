@@ -502,3 +502,21 @@ def test_state_that_does_not_fit_is_refused() -> None:
 def test_fit_is_checked_even_when_assertions_are_switched_off() -> None:
     """`python -O` drops assert statements; what a user's file holds must be refused all the same."""
     assert "assert " not in inspect.getsource(Memory.check)
+
+
+@dataclass(frozen=True)
+class Grown(Memory, kind="test-grown"):
+    """A kind of memory to which fields with defaults were added after a file was written."""
+
+    carried: Tensor = per_lane()
+    added: tuple[Tensor, ...] = per_slot(default=())
+    number: int = static(default=3)
+
+
+def test_a_file_from_before_a_field_with_a_default_is_read() -> None:
+    tensors, description = Grown(torch.ones(2, 3)).state()
+    older = {name: value for name, value in description.items() if name == "kind"}
+    rebuilt = Memory.from_state(tensors, older)
+    assert isinstance(rebuilt, Grown) and rebuilt.added == () and rebuilt.number == 3
+    with pytest.raises(InputError, match="incomplete"):
+        Memory.from_state({}, older)

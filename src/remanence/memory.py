@@ -396,7 +396,9 @@ def _rebuild(tensors: Mapping[str, Tensor], description: Mapping[str, Any], pref
         if field.metadata["role"] == "derived":
             continue
         if field.name not in description:
-            values[field.name] = tensors[name]
+            if name in tensors or field.default is dataclasses.MISSING:
+                # What has a default may be newer than the file.
+                values[field.name] = tensors[name]
         elif isinstance(told, Mapping) and "kind" in told:
             values[field.name] = _rebuild(tensors, told, f"{name}.")
         elif isinstance(told, Mapping):

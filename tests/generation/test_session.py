@@ -119,7 +119,7 @@ class Watched(torch.nn.Module):
         super().__init__()
         self.model, self.config, self.head = model, model.config, model.head
         self.init_memory, self.distances = model.init_memory, model.distances
-        self.shift, self.peek = model.shift, model.peek
+        self.shift, self.peek, self.with_projections = model.shift, model.peek, model.with_projections
         self.calls: list[tuple[int, int, int]] = []
 
     def forward(self, tokens: torch.Tensor, memory: Any, starts: Any, **options: Any) -> Any:

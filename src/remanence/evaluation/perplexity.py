@@ -126,7 +126,9 @@ def _read(
     device = next(model.parameters()).device
     precision = "bfloat16" if protocol.precision == "bfloat16" else "float32"
     hold = None if protocol.held is None else Distances(*protocol.held)
-    memory = model.init_memory(lanes=protocol.lanes, length=protocol.memory_length, hold=hold)
+    with autocast(precision, device):
+        memory = model.init_memory(lanes=protocol.lanes, length=protocol.memory_length, hold=hold)
+        memory = model.with_projections(memory)
     positions = torch.zeros(protocol.lanes, dtype=torch.int64)
     for batch in batches:
         before, moved = memory, batch.to(device)

@@ -108,7 +108,9 @@ class Session:
         self.segment_length: int = config.segment_length if segment_length is None else segment_length
         slots: int = config.memory_length if memory_length is None else memory_length
         hold = distances_to_hold(self.model, trained, self.segment_length, slots) if hold_distances else None
-        self.memory: Memory = self.model.init_memory(lanes=1, length=slots, hold=hold)
+        with torch.no_grad():
+            memory = self.model.init_memory(lanes=1, length=slots, hold=hold)
+            self.memory: Memory = self.model.with_projections(memory)
         self.tokens_read = 0
         """Tokens given to the model so far, drawn ones included."""
         self._forked = False

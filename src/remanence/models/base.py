@@ -213,6 +213,14 @@ class LanguageModel(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} has shift {self.shift}: its last output predicts the next token.")
 
+    def with_projections(self, memory: Any) -> Any:
+        """The same memory, which also keeps what fixed weights make of its slots, where anything can be saved by that.
+
+        For reading with weights that do not change, without gradients: every later memory keeps it, too. The numbers
+        are the same, to rounding; the memory is larger, and costs less to read where it is longer than a segment.
+        """
+        return memory
+
     def distances(self, segment_length: int | None = None, memory_length: int | None = None) -> Distances:
         """The largest distances that occur with such lengths (default: the configuration's).
 

@@ -24,10 +24,10 @@ from torch.nn import ModuleList
 from torch.nn import functional as F
 
 from remanence.errors import InputError
-from remanence.memory import Distances, Memory, per_lane, per_slot, static
+from remanence.memory import Distances, Memory, derived, per_lane, per_slot, static
 from remanence.models.base import Extras
 from remanence.models.relative import visible_keys
-from remanence.models.transformer_xl import OpenSegment, TransformerXL, TransformerXLConfig
+from remanence.models.transformer_xl import PROJECTIONS, OpenSegment, TransformerXL, TransformerXLConfig
 from remanence.nn.compression import Convolution, DilatedConvolutions, TransposedConvolution
 from remanence.nn.layer import Layer
 from remanence.ops.attention import Read
@@ -136,6 +136,11 @@ class CompressiveMemory(Memory, kind="compressive"):
     """c."""
     hold: Distances | None = static(default=None)
     segment: OpenSegment | None = per_lane(default=None)
+    keys: tuple[Float[Tensor, "B R H K"], ...] = per_slot(differentiable=False, default=())
+    """What fixed weights make of `hidden`, for each layer; only where asked for (`with_projections`)."""
+    values: tuple[Float[Tensor, "B R H K"], ...] = per_slot(differentiable=False, default=())
+    tables: tuple[Float[Tensor, "P H K"], ...] = derived(default=())
+    """Projected distances of each layer, largest first, kept with the keys."""
 
     @property
     def group(self) -> int:
@@ -264,15 +269,21 @@ class CompressiveTransformer(TransformerXL):
         if not memory.slots:
             return dataclasses.replace(memory, segment=None)
         eviction = self._evict(memory, lengths)
-        hidden = []
-        for number in range(len(self.layers)):
+        kept: dict[str, list[Tensor]] = {name: [] for name in ("hidden", *(PROJECTIONS if memory.keys else ()))}
+        for number, layer in enumerate(self.layers):
             joint = self._joint(memory, number)
-            parts = [joint, joint.new_zeros(memory.lanes, 1, joint.shape[2])]
+            compressed = joint[:, :0]
             if eviction.old.shape[1]:
-                compressed = self._compress(number, gather(joint, eviction.old), memory, eviction)
-                parts.insert(1, self._cut(compressed).to(joint.dtype))
-            hidden.append(gather(torch.cat(parts, dim=1), eviction.rows))
-        return dataclasses.replace(memory, hidden=tuple(hidden), valid=eviction.valid, raw=eviction.raw, segment=None)
+                squeezed = self._compress(number, gather(joint, eviction.old), memory, eviction)
+                compressed = self._cut(squeezed).to(joint.dtype)
+            kept["hidden"].append(_laid(joint, compressed, eviction))
+            if memory.keys:
+                segment = memory.segment
+                joints = segment.keys[number], segment.values[number]
+                for name, rows, added in zip(PROJECTIONS, joints, layer.project_keys_values(compressed), strict=True):
+                    kept[name].append(_laid(rows.transpose(1, 2), added.transpose(1, 2), eviction))
+        columns: dict[str, Any] = {name: tuple(rows) for name, rows in kept.items()}
+        return dataclasses.replace(memory, valid=eviction.valid, raw=eviction.raw, segment=None, **columns)
 
     def _check_memory(self, memory: Any) -> None:
         super()._check_memory(memory)
@@ -369,6 +380,11 @@ class CompressiveTransformer(TransformerXL):
         position = (queries + position_bias[:, None].to(queries.dtype)) * scale @ table.to(queries.dtype)
         index = (table.shape[-1] - 1 - distance)[:, None].expand(-1, queries.shape[1], -1, -1)
         return read(content, position.gather(3, index), values, visible, self._attention_dropout)
+
+
+def _laid(joint: Tensor, compressed: Tensor, eviction: Eviction) -> Tensor:
+    """Rows of the next memory, from those of [memory ; segment] and the compressed ones; a row of zeros fills up."""
+    return gather(torch.cat([joint, compressed, torch.zeros_like(joint[:, :1])], dim=1), eviction.rows)
 
 
 def projected(layer: Layer, stream: Tensor, begin: int, end: int) -> tuple[Tensor, ...]:

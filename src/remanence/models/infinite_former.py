@@ -267,10 +267,7 @@ class InfiniteFormer(TransformerXL):
                 mean, variance = long_term.look(queries, recall)
                 masses.append(self._masses(mean, variance, real))
                 break
-            if opened:
-                earlier = memory.segment.keys[number], memory.segment.values[number]
-            else:
-                earlier = layer.project_keys_values(memory.hidden[number])
+            earlier = self._earlier(memory, number)
             keys, values = (torch.cat(pair, dim=2) for pair in zip(earlier, (keys, values), strict=True))
             short = self._attend(number, queries, keys, values, visible, tables, memory)
             long = long_term.read(queries, recall)
@@ -285,9 +282,10 @@ class InfiniteFormer(TransformerXL):
                 mass.append(mass_by_distance(short.weights))
         if opened:
             inputs = [torch.cat(pair, dim=1) for pair in zip(memory.segment.hidden, inputs, strict=True)]
+        projecting = bool(memory.keys)
         segment = InfiniteSegment(
-            keys=tuple(keys for keys, _ in kept) if keep else (),
-            values=tuple(values for _, values in kept) if keep else (),
+            keys=tuple(keys for keys, _ in kept) if keep or projecting else (),
+            values=tuple(values for _, values in kept) if keep or projecting else (),
             hidden=tuple(inputs),
             tables=tables if keep else (),
             tokens=opened + new,
@@ -300,7 +298,8 @@ class InfiniteFormer(TransformerXL):
         )
         masses = tuple(old + added for old, added in zip(memory.masses, masses, strict=True))
         key = fold(memory.key, tokens, lengths)
-        return stream, dataclasses.replace(memory, segment=segment, masses=masses, key=key), told
+        tables = tables if projecting else ()
+        return stream, dataclasses.replace(memory, segment=segment, masses=masses, key=key, tables=tables), told
 
     def _open(self, memory: Any, lengths: Tensor | None) -> Any:
         """Write what waits on the lanes that read; their attention is counted anew."""
@@ -336,6 +335,7 @@ class InfiniteFormer(TransformerXL):
             ),
             pending=torch.where(reads, pending, memory.pending),
             segment=None,
+            **self._folded(memory, lengths),
         )
 
     def _write(self, memory: Any, blocks: Any, counts: Tensor, place: int) -> Any:

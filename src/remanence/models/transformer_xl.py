@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,11 +19,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from remanence.errors import InputError
 from remanence.memory import Distances, Memory, derived, newest, per_lane, per_slot, static
 from remanence.models.base import Extras
 from remanence.models.relative import RelativeConfig, RelativeModel, attention_received, mass_by_distance, visible_keys
 from remanence.nn.relative import DirectionBiases, LearnedPositions, falling, tightest
 from remanence.ops.attention import Read, relative_attention
+
+PROJECTIONS = ("keys", "values")
+"""The fields of a memory that hold what fixed weights make of its slots."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,11 @@ class TransformerXLMemory(Memory, kind="transformer-xl"):
     """An empty slot is a row of zeros that is attended to."""
     hold: Distances | None = static(default=None)
     segment: OpenSegment | None = per_lane(default=None)
+    keys: tuple[Float[Tensor, "B M H K"], ...] = per_slot(differentiable=False, default=())
+    """What fixed weights make of `hidden`, for each layer; only where asked for (`with_projections`)."""
+    values: tuple[Float[Tensor, "B M H K"], ...] = per_slot(differentiable=False, default=())
+    tables: tuple[Float[Tensor, "P H K"], ...] = derived(default=())
+    """Projected distances of each layer, largest first, kept with the keys."""
 
     @property
     def opened(self) -> int:
@@ -138,10 +148,7 @@ class TransformerXL(RelativeModel):
                 # The memory holds the inputs of layers: what the last one makes of its own is not remembered.
                 break
             queries, keys, values = layer.project(stream)
-            if opened:
-                earlier = memory.segment.keys[number], memory.segment.values[number]
-            else:
-                earlier = layer.project_keys_values(memory.hidden[number])
+            earlier = self._earlier(memory, number)
             keys, values = (torch.cat(pair, dim=2) for pair in zip(earlier, (keys, values), strict=True))
             read = self._attend(number, queries, keys, values, visible, tables, memory)
             stream = layer.finish(stream, read.context)
@@ -154,16 +161,18 @@ class TransformerXL(RelativeModel):
             inputs = []
         elif opened:
             inputs = [torch.cat(pair, dim=1) for pair in zip(memory.segment.hidden, inputs, strict=True)]
+        projecting = bool(memory.keys)
         segment = OpenSegment(
-            keys=tuple(keys for keys, _ in kept) if keep else (),
-            values=tuple(values for _, values in kept) if keep else (),
+            keys=tuple(keys for keys, _ in kept) if keep or projecting else (),
+            values=tuple(values for _, values in kept) if keep or projecting else (),
             hidden=tuple(inputs),
             tables=tables if keep else (),
             tokens=opened + new,
             received=tuple(map(_added, memory.segment.received, received) if opened else received),
         )
         told = Extras(attention_mass=torch.stack(mass)) if extras else Extras()
-        return stream, dataclasses.replace(memory, segment=segment), told
+        memory = dataclasses.replace(memory, segment=segment, tables=tables if projecting else ())
+        return stream, memory, told
 
     def _close(self, memory: Any, lengths: Tensor | None) -> TransformerXLMemory:
         if not memory.length:
@@ -173,7 +182,35 @@ class TransformerXL(RelativeModel):
             for old, rows in zip(memory.hidden, memory.segment.hidden, strict=True)
         )
         read = memory.valid.new_ones(memory.lanes, memory.opened)
-        return dataclasses.replace(memory, hidden=hidden, valid=newest(memory.valid, read, lengths), segment=None)
+        return dataclasses.replace(
+            memory,
+            hidden=hidden,
+            valid=newest(memory.valid, read, lengths),
+            segment=None,
+            **self._folded(memory, lengths),
+        )
+
+    def _folded(self, memory: Any, lengths: Tensor | None) -> dict[str, tuple[Tensor, ...]]:
+        """What is kept of keys and values after a segment; nothing unless they were kept before it."""
+        fold = partial(_fold, lengths=lengths)
+        return {name: tuple(map(fold, getattr(memory, name), getattr(memory.segment, name))) for name in PROJECTIONS}
+
+    def with_projections(self, memory: Any) -> Any:
+        # Rows of zeros that are attended to are put in by a reset, which knows no weights; and a memory that is not
+        # made of slots has nothing to keep.
+        if memory.opened or not memory.slots or not hasattr(memory, "keys") or getattr(memory, "zeros", False):
+            return memory
+        pairs = [layer.project_keys_values(rows) for layer, rows in zip(self.layers, memory.hidden, strict=True)]
+        keys, values = (tuple(rows.transpose(1, 2) for rows in column) for column in zip(*pairs, strict=True))
+        return dataclasses.replace(memory, keys=keys, values=values)
+
+    def _earlier(self, memory: Any, number: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer, of the slots and of the tokens that an open segment has."""
+        if memory.opened:
+            return memory.segment.keys[number], memory.segment.values[number]
+        if memory.keys:
+            return memory.keys[number].transpose(1, 2), memory.values[number].transpose(1, 2)
+        return self.layers[number].project_keys_values(memory.hidden[number])
 
     def _visible(self, memory: Any, new: int) -> Tensor:
         """Which keys each of `new` further tokens may see."""
@@ -203,7 +240,11 @@ class TransformerXL(RelativeModel):
             return ()
         if memory.opened and memory.segment.tables and memory.segment.tables[0].shape[0] >= num_keys:
             return memory.segment.tables
-        rows = self._table_rows(memory, num_keys) if keep else num_keys
+        projecting = bool(getattr(memory, "keys", ()))
+        rows = self._table_rows(memory, num_keys) if keep or projecting else num_keys
+        if projecting and memory.tables and memory.tables[0].shape[0] == rows:
+            # Of that size only, so that a memory without them, from a file, goes on with the same bits.
+            return memory.tables
         distances = falling(rows, self._back_limit(memory.hold), like.device)
         codes = self._codes(distances, like.dtype)
         return tuple(layer.project_positions(codes) for layer in self.layers)
@@ -228,11 +269,22 @@ class TransformerXL(RelativeModel):
 
     def _check_memory(self, memory: Any) -> None:
         super()._check_memory(memory)
+        if memory.keys and torch.is_grad_enabled():
+            raise InputError(
+                "This memory keeps keys and values that were made with fixed weights, so it serves without gradients "
+                "only; read it in torch.no_grad(), or begin with a new one from init_memory."
+            )
         if len(memory.hidden) != len(self.layers):
             raise self._misfit("number of layers", len(memory.hidden), len(self.layers))
         width = memory.hidden[0].shape[-1]
         if width != self.config.model_width:
             raise self._misfit("width", width, self.config.model_width)
+
+
+def _fold(held: Tensor, rows: Tensor, lengths: Tensor | None) -> Tensor:
+    """Projected slots after a segment; `rows` are those of slots and tokens, (B, H, S, K)."""
+    new = rows[:, :, held.shape[1] :].transpose(1, 2)
+    return newest(held.to(new.dtype), new, lengths)
 
 
 def _added(before: Tensor, now: Tensor) -> Tensor:
