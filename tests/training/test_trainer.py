@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from remanence.config import Recipe, SettingWarning, dump_recipe, load_recipe
+from remanence.config import Recipe, SettingWarning, TrainingSettings, dump_recipe, load_recipe
 from remanence.data import Corpus
 from remanence.errors import InputError
 from remanence.files import read_json
@@ -223,6 +224,54 @@ def test_a_horizon_over_a_memory_without_gradient_warns(make_recipe: Make, train
         train(make_recipe("rmt", 2), tmp_path / "unwritten")
     with pytest.warns(SettingWarning, match="training.horizon is 2, but the memory of lamemo carries no gradient"):
         train(make_recipe(horizon=2), tmp_path / "run")
+
+
+def test_coasting_steps_are_updates_after_every_segment(make_recipe: Make, train: Train, tmp_path: Path) -> None:
+    """Where every segment is scored, that is what a horizon of one does in twice as many steps."""
+    shared: dict[str, Any] = {"schedule": "constant", "log_every": 1}
+    coasting = make_recipe(horizon=2, engine="truncated", coasting_steps=True, steps=3, **shared)
+    train(coasting, tmp_path / "coasting").run()
+    train(make_recipe(steps=6, **shared), tmp_path / "plain").run()
+    one, other = (
+        {name: each for name, each in end_state(tmp_path / name).items() if name.startswith(("model:", "optimizer:"))}
+        for name in ("coasting", "plain")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    losses = [[each["loss"] for each in records(tmp_path / name, "train")] for name in ("coasting", "plain")]
+    assert losses[0] == pytest.approx([sum(losses[1][at : at + 2]) / 2 for at in (0, 2, 4)])
+    assert records(tmp_path / "coasting", "train")[-1]["tokens"] == 6 * 4 * 7
+
+
+def test_a_coasting_step_moves_on_by_the_running_means_alone(make_recipe: Make, train: Train, tmp_path: Path) -> None:
+    trainer = train(make_recipe(horizon=2, engine="truncated", coasting_steps=True, steps=2), tmp_path / "run")
+    real, seen = trainer.state.lanes.next, []
+
+    def next_batch() -> Any:
+        batch = real()
+        seen.append(len(seen))
+        unscored = torch.full_like(batch.targets, -1)
+        return dataclasses.replace(batch, targets=unscored) if len(seen) == 3 else batch
+
+    trainer.state.lanes.next = next_batch
+    moved = []
+    step = trainer.state.optimizer.step
+
+    def noting(*given: Any) -> Any:
+        before = weights(trainer.model)["layers.0.output.weight"].clone()
+        gradient = trainer.model.layers[0].output.weight.grad.clone()
+        step(*given)
+        after = weights(trainer.model)["layers.0.output.weight"]
+        moved.append((bool(gradient.any()), float((after - before).detach().norm())))
+
+    trainer.state.optimizer.step = noting
+    trainer.run()
+    assert [had for had, _ in moved] == [True, True, False, True]
+    assert all(distance > 0 for _, distance in moved)
+
+
+def test_coasting_is_refused_where_a_horizon_has_one_gradient() -> None:
+    with pytest.raises(InputError, match="a horizon has one gradient alone"):
+        TrainingSettings(horizon=2, engine="replay", coasting_steps=True)
 
 
 def test_compiled_training_is_one_graph(make_recipe: Make, train: Train, tmp_path: Path) -> None:

@@ -34,6 +34,9 @@ class TrainingSettings:
     """How gradients pass from segment to segment: not at all (truncated), by plain backpropagation through time (full),
     with each segment computed twice to save memory (recompute), or by memory replay (replay). Left out, it is full for
     a model whose memory carries gradients, and truncated for others."""
+    coasting_steps: bool = False
+    """Parity with the published sorting runs: Adam steps after every segment of the horizon, with a gradient of zero
+    where nothing is scored, so that it moves on by its running means."""
     accumulation: int = 1
     """Groups the lanes are split into and read one after the other, to save memory; the update stays the same."""
     optimizer: Literal["adam", "adamw"] = "adam"
@@ -90,6 +93,11 @@ class TrainingSettings:
             raise InputError(f"training.floor is {self.floor:g}, but it is a share of the learning rate, at most 1.")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"training.betas is {list(self.betas)}, but both must be at least 0 and below 1.")
+        if self.coasting_steps and self.engine not in (None, "truncated"):
+            raise InputError(
+                f'training.coasting_steps is true, but with training.engine "{self.engine}" a horizon has one gradient '
+                'alone; set training.engine to "truncated", or training.coasting_steps to false.'
+            )
         if self.lanes % self.accumulation:
             raise InputError(
                 f"training.accumulation is {self.accumulation}, which does not divide the {self.lanes} lanes; "

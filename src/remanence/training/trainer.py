@@ -9,6 +9,7 @@ threads.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -176,24 +177,31 @@ class Trainer:
         rate = learning_rate(settings, state.progress.step)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        state.optimizer.zero_grad(set_to_none=True)
         batches = [state.next_batch() for _ in range(settings.horizon)]
-        horizon = accumulate_gradients(
-            state.model,
-            batches,
-            state.memory,
-            settings.accumulation,
-            engine=self.engine,
-            read=self._read_segment,
-            around=partial(autocast, state.precision, state.device),
-        )
-        state.memory = horizon.memory
-        norm = nn.utils.get_total_norm([each.grad for each in state.model.parameters() if each.grad is not None])
-        if settings.clip_norm:
-            nn.utils.clip_grads_with_norm_(state.model.parameters(), settings.clip_norm, norm)
-        state.optimizer.step()
+        nats, scored = 0.0, 0
+        for part in [[batch] for batch in batches] if settings.coasting_steps else [batches]:
+            state.optimizer.zero_grad(set_to_none=True)
+            horizon = accumulate_gradients(
+                state.model,
+                part,
+                state.memory,
+                settings.accumulation,
+                engine=self.engine,
+                read=self._read_segment,
+                around=partial(autocast, state.precision, state.device),
+            )
+            state.memory = horizon.memory
+            nats, scored = nats + horizon.loss * horizon.scored, scored + horizon.scored
+            if settings.coasting_steps and not horizon.scored:
+                for parameter in state.model.parameters():
+                    parameter.grad = torch.zeros_like(parameter)
+            gradients = [each.grad for each in state.model.parameters() if each.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+            if settings.clip_norm:
+                nn.utils.clip_grads_with_norm_(state.model.parameters(), settings.clip_norm, norm)
+            state.optimizer.step()
         state.progress.step += 1
-        journal.trained(rate, horizon, norm)
+        journal.trained(rate, dataclasses.replace(horizon, loss=nats / max(scored, 1), scored=scored), norm)
 
     def _is_due(self, every: int, last: bool) -> bool:
         return every > 0 and (last or self.state.progress.step % every == 0)
