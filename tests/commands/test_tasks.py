@@ -83,6 +83,11 @@ def test_sorting_is_prepared_trained_and_scored_by_accuracy(capsys: pytest.Captu
     assert "% accuracy" in out and "the last 20 of each document scored once" in out
     log = [json.loads(line) for line in Path("runs/run/log.jsonl").read_text().splitlines()]
     assert any("accuracy" in line for line in log)
+    # Of 4 segments a document only the last has answers: 3 updates of 4 would learn from nothing.
+    assert main(["train", "recipe.toml", "--training.horizon", "2", "--folder", "runs/misfit"]) == 2
+    told = capsys.readouterr().err
+    assert "has 4 segments of 9 tokens and only its last 20 tokens are scored" in told
+    assert "set training.horizon to 4 or a multiple of it." in told and not Path("runs/misfit").exists()
 
 
 @pytest.mark.parametrize(

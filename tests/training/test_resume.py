@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from remanence.errors import InputError
 from remanence.training import Trainer
 from remanence.training.checkpoint import open_checkpoint
 from remanence.training.folder import RunFolder
+from remanence.training.identity import check_same_run
 
 Make = Callable[..., Recipe]
 Train = Callable[..., Trainer]
@@ -138,3 +140,19 @@ def test_another_machine_is_told_to_be_inexact(run: Path, make_recipe: Make, tra
     shown = io.StringIO()
     train(make_recipe(steps=4), run, resume=True, console=Console(file=shown, width=200)).run()
     assert "threads was 1 and is now 2: the run goes on, but to rounding, not bit for bit" in shown.getvalue()
+
+
+def test_a_run_from_before_a_setting_goes_on_with_its_default(run: Path, make_recipe: Make, train: Train) -> None:
+    """A setting that is newer than the run: neither its recipe nor its checkpoint knows it."""
+    lines = (run / "recipe.toml").read_text().splitlines(keepends=True)
+    (run / "recipe.toml").write_text("".join(line for line in lines if not line.startswith("coasting_steps")))
+    description = run / "checkpoints" / "last" / "checkpoint.json"
+    about = json.loads(description.read_text())
+    del about["recipe"]["training"]["coasting_steps"]
+    found = about["recipe"]
+    check_same_run(found, make_recipe(steps=4), str(run))
+    with pytest.raises(InputError, match=r"training.seed \(1111 there, 5 now\) differs"):
+        check_same_run(found, make_recipe(steps=4, seed=5), str(run))
+    with pytest.raises(InputError, match=r"training\.unheard_of"):
+        check_same_run(found | {"training": {**found["training"], "unheard_of": 3}}, make_recipe(steps=4), str(run))
+    assert train(make_recipe(steps=4), run, resume=True).run().steps == 4

@@ -220,7 +220,7 @@ def test_the_distances_trained_are_those_that_occurred(make_recipe: Make, train:
 
 
 def test_a_horizon_over_a_memory_without_gradient_warns(make_recipe: Make, train: Train, tmp_path: Path) -> None:
-    with pytest.warns(SettingWarning, match="No gradient crosses segments with training.horizon 1 and the engine full"):
+    with pytest.warns(SettingWarning, match="training.horizon is 1 and training.engine full, so no gradient"):
         train(make_recipe("rmt", 2), tmp_path / "unwritten")
     with pytest.warns(SettingWarning, match="training.horizon is 2, but the memory of lamemo carries no gradient"):
         train(make_recipe(horizon=2), tmp_path / "run")

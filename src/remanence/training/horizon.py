@@ -1,6 +1,8 @@
 """Gradients over a horizon: k segments in a row, the memory handed from one to the next, then cut.
 
-    objective = sum of nats / scored tokens + mean over segments and lanes of the auxiliary loss
+    objective = sum of nats / scored tokens + mean over scored segments and lanes of the auxiliary loss
+
+A segment in which nothing is scored is only remembered; it has no share in either mean.
 
 Only here and in `engines.py` are gradients between segments cut; what a model detaches inside a segment is part of its
 own maths.
@@ -37,7 +39,7 @@ class Horizon:
     loss: Tensor
     """Mean nats of the scored tokens, a scalar on the device."""
     auxiliary: Tensor
-    """Mean auxiliary loss over segments and lanes, a scalar on the device; 0 for models without one."""
+    """Mean auxiliary loss over scored segments and lanes, a scalar on the device; 0 for models without one."""
     scored: int
     memory: Memory
     """After the last segment, cut from the graph."""
@@ -94,6 +96,7 @@ def accumulate_gradients(
     size = memory.lanes // groups
     parts: list[Memory] = []
     totals: Any = 0.0
+    shares = max(sum(map(bool, counts)), 1) * memory.lanes
     seed = int(torch.randint(2**62, ()))
     state = torch.get_rng_state()
     try:
@@ -103,7 +106,7 @@ def accumulate_gradients(
                 model,
                 list(batches) if groups == 1 else [lanes_of(batch, part) for batch in batches],
                 counts=counts,
-                shares=len(batches) * memory.lanes,
+                shares=shares,
                 seed=seed + group * len(batches),
                 read_segment=read,
                 around=around,
@@ -115,7 +118,7 @@ def accumulate_gradients(
         torch.set_rng_state(state)
     return Horizon(
         loss=totals[0] / max(scored, 1),
-        auxiliary=totals[1] / (len(batches) * memory.lanes),
+        auxiliary=totals[1] / shares,
         scored=scored,
         memory=parts[0] if groups == 1 else Memory.concatenate(parts),
     )
@@ -146,6 +149,8 @@ class Reading:
         torch.manual_seed(self.seed + number)
         with self.around():
             nats, auxiliary, memory = self.read_segment(self.model, self.batches[number], memory)
+            if self.idle(number):
+                auxiliary = torch.zeros_like(auxiliary)
             return Segment(nats / max(sum(self.counts), 1) + auxiliary / self.shares, memory, (nats, auxiliary))
 
     def advance(self, number: int, memory: Any) -> Any:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
@@ -23,6 +24,7 @@ from torch import nn
 from remanence.config import Recipe, SettingWarning
 from remanence.config.recipe import table_of
 from remanence.data import Corpus, Lanes
+from remanence.errors import InputError
 from remanence.models import LanguageModel, build
 from remanence.training.device import choose_device
 from remanence.training.folder import RunFolder
@@ -89,13 +91,19 @@ class Trainer:
                 stacklevel=2,
             )
         if model.memory_carries_gradient and (settings.horizon == 1 or self.engine == "truncated"):
+            cause = f"training.horizon is {settings.horizon} and training.engine {self.engine}"
+            effect = (
+                "model.memory_gradient has no effect"
+                if recipe.model.memory_gradient
+                else f"nothing teaches this {recipe.architecture} what to write into its memory"
+            )
             warnings.warn(
-                f"No gradient crosses segments with training.horizon {settings.horizon} and the engine {self.engine}, "
-                f"so nothing teaches this {recipe.architecture} what to write into its memory; set training.horizon to "
-                "2 or more, and leave training.engine out.",
+                f"{cause}, so no gradient crosses segments and {effect}; set training.horizon to 2 or more, and "
+                "training.engine to full, recompute or replay.",
                 SettingWarning,
                 stacklevel=2,
             )
+        _check_horizon(recipe, corpus, model.shift)
         self.state = State(
             model=model,
             optimizer=build_optimizer(model, settings),
@@ -233,3 +241,18 @@ class Trainer:
             journal.sync()
             self.keeper.save_last()
             journal.saved_at = self.state.progress.step
+
+
+def _check_horizon(recipe: Recipe, corpus: Corpus, shift: int) -> None:
+    """Raise InputError where most updates would see nothing that is scored: only the ends of documents are."""
+    split, length, horizon = corpus.split("train"), recipe.model.segment_length, recipe.training.horizon
+    if split.scored_last is None or recipe.data.protocol != "document":
+        return
+    sizes = np.diff(np.append(split.documents, len(split)))
+    segments = {-(-(int(size) - shift) // length) for size in np.unique(sizes)}
+    if len(segments) == 1 and horizon % (count := segments.pop()):
+        raise InputError(
+            f"training.horizon is {horizon}, but a document of {corpus.name} has {count} segments of {length} tokens "
+            f"and only its last {split.scored_last} tokens are scored, so that updates would learn from nothing; set "
+            f"training.horizon to {count} or a multiple of it."
+        )
