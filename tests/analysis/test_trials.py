@@ -154,20 +154,38 @@ def test_values_without_spread_or_company_have_no_test_to_pass():
 
 def test_a_large_gap_is_told_apart_and_a_small_one_is_not():
     found = make_trials()
-    assert found.gap("transformer-books", "lamemo-books").settled(len(found.gaps))
-    assert not found.gap("transformer-xl-books", "lamemo-books").settled(len(found.gaps))
+    assert found.gap("transformer-books", "lamemo-books").settled(len(found.gaps), higher_is_better=False)
+    assert not found.gap("transformer-xl-books", "lamemo-books").settled(len(found.gaps), higher_is_better=False)
     there, back = found.gap("rmt-books", "lamemo-books"), found.gap("lamemo-books", "rmt-books")
     assert there.value == -back.value and there.bits == -back.bits
 
 
 def test_more_pairs_ask_for_more():
     gap = dataclasses.replace(make_trials().gaps[0], chance=0.01, apart=True)
-    assert gap.settled(3) and not gap.settled(21)
+    assert gap.settled(3, higher_is_better=False) and not gap.settled(21, higher_is_better=False)
 
 
 def test_seeds_that_cross_are_never_told_apart():
     gap = dataclasses.replace(make_trials().gaps[0], chance=1e-9, apart=False)
-    assert not gap.settled(1)
+    assert not gap.settled(1, higher_is_better=False)
+
+
+@pytest.mark.parametrize("value", [-0.1, 0.1])
+@pytest.mark.parametrize("higher_is_better", [False, True])
+def test_text_that_says_the_opposite_of_the_seeds_settles_nothing(value, higher_is_better):
+    gap = dataclasses.replace(make_trials().gaps[0], value=value, chance=1e-9, apart=True, text_error=0.01)
+    agreeing = -value if higher_is_better else value
+    assert dataclasses.replace(gap, bits=agreeing).settled(1, higher_is_better)
+    assert not dataclasses.replace(gap, bits=-agreeing).settled(1, higher_is_better)
+    assert not dataclasses.replace(gap, bits=agreeing / 6).settled(1, higher_is_better)
+    assert dataclasses.replace(gap, bits=-agreeing, text_error=None).settled(1, higher_is_better)
+
+
+def test_a_better_accuracy_with_more_bits_beats_nothing():
+    found = dataclasses.replace(make_trials(), higher_is_better=True)
+    said = [finding.text for finding in trial_wording.verdict(found)]
+    assert not any("beats" in text or "is worse" in text for text in said)
+    assert any(text.endswith("0 are told apart; the order of the others may be chance.") for text in said)
 
 
 def test_one_seed_claims_nothing():
@@ -188,7 +206,7 @@ def test_recipes_that_are_alike_are_hardly_ever_told_apart():
             )
             for each in make_trials(("lamemo", "rmt", "memformer")).contenders
         ]
-        wins += any(gap.settled(3) for gap in gaps(some))
+        wins += any(gap.settled(3, higher_is_better=False) for gap in gaps(some))
     assert wins <= 10
 
 
@@ -200,7 +218,8 @@ def test_memory_that_wins_with_every_seed_is_said_to_beat_none():
 
 def test_a_memory_that_loses_is_said_to_lose():
     found = make_trials()
-    worse = dataclasses.replace(found, higher_is_better=True)
+    turned = tuple(dataclasses.replace(gap, bits=-gap.bits) for gap in found.gaps)
+    worse = dataclasses.replace(found, higher_is_better=True, gaps=turned)
     said = [finding.text for finding in trial_wording.verdict(worse)]
     assert any(text.startswith("LaMemo is worse than the model without memory") for text in said)
     assert worse.ranked[0].architecture == "transformer"

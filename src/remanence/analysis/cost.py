@@ -26,8 +26,11 @@ from remanence.models import LanguageModel
 from remanence.training import Trainer
 from remanence.training.weights import count_parameters
 
-MOST_FILLED = 8
-"""Steps that fill the memory before counting begins, at most: a memory may only then do all of its work."""
+OVERFLOWING = 2
+"""Segments read beyond those that fill the slots, before counting: one leaves them, and the next one writes it into
+whatever lies behind them. Only then does a memory do all of its work."""
+MOST_COUNTED = 8
+"""Training steps that are counted, at most."""
 SEGMENTS_READ = 4
 """Segments of every lane over which evaluation is counted, after the memory is full."""
 
@@ -69,13 +72,14 @@ def measure_price(recipe: Recipe, corpus: Corpus, folder: Path) -> Price:
 
     Raises Stopped, and whatever training raises.
     """
-    steps = _steps_to_fill(recipe)
+    filling = _steps_to_fill(recipe)
+    counted = min(filling, MOST_COUNTED)
     settings = dataclasses.replace(
         recipe.training,
-        steps=2 * steps,
+        steps=filling + counted,
         warmup_steps=0,
         log_every=1,
-        validate_every=steps,
+        validate_every=filling,
         save_every=0,
         compile=False,
         tensorboard=False,
@@ -87,14 +91,14 @@ def measure_price(recipe: Recipe, corpus: Corpus, folder: Path) -> Price:
             dataclasses.replace(recipe, training=settings),
             corpus,
             Path(scratch) / "run",
-            # Called after half of the steps and after all of them.
+            # Called when the memory is full and after all steps.
             validate=lambda model: _noted(totals, counter),
             console=Console(quiet=True),
         )
         with counter:
             stop_if_interrupted(trainer.run())
     return Price(
-        step_flops=(totals[1] - totals[0]) / steps,
+        step_flops=(totals[1] - totals[0]) / counted,
         reading_flops=_reading_flops(trainer.model, recipe, corpus),
     )
 
@@ -105,20 +109,24 @@ def _noted(totals: list[int], counter: FlopCounterMode) -> dict[str, Any]:
 
 
 def _steps_to_fill(recipe: Recipe) -> int:
-    segments = -(-recipe.model.memory_length // recipe.model.segment_length)
-    return max(2, min(MOST_FILLED, 1 + -(-segments // recipe.training.horizon)))
+    segments = _segments_to_fill(recipe.model.memory_length, recipe.model.segment_length)
+    return max(2, -(-segments // recipe.training.horizon))
+
+
+def _segments_to_fill(memory_length: int, segment_length: int) -> int:
+    return -(-memory_length // segment_length) + OVERFLOWING
 
 
 def _reading_flops(model: LanguageModel, recipe: Recipe, corpus: Corpus) -> float:
-    """Of one token, when segments of the recipe's length are read and scored one after the other."""
-    lanes, length = recipe.training.lanes, recipe.model.segment_length
+    """Of one token, when segments of the length of evaluation are read and scored one after the other."""
+    lanes, length = recipe.training.lanes, recipe.evaluation.segment_length or recipe.model.segment_length
     ids = np.resize(np.asarray(corpus.split("train").tokens[: lanes * length], np.int64), (lanes, length))
     tokens = torch.from_numpy(ids).to(next(model.parameters()).device)
     memory = model.init_memory(lanes=lanes)
     counter = FlopCounterMode(display=False)
     model.eval()
     with torch.no_grad():
-        for _ in range(min(MOST_FILLED, -(-recipe.model.memory_length // length))):
+        for _ in range(_segments_to_fill(recipe.model.memory_length, length)):
             memory = model(tokens, memory).memory
         with counter:
             for _ in range(SEGMENTS_READ):

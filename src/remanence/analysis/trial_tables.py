@@ -115,7 +115,7 @@ def gap_rows(trials: Trials) -> tuple[list[str], list[list[str]]]:
             f"{gap.bits:+.4f}",
             "other text" if gap.text_error is None else f"{gap.text_error:.4f}",
             "–" if gap.chance is None else f"{gap.chance:.2g}",
-            "yes" if gap.settled(len(trials.gaps)) else "no",
+            "yes" if trials.settled(gap) else "no",
         ]
         for gap in trials.gaps
     ]

@@ -1,8 +1,9 @@
 """What a comparison over seeds allows to be said, in sentences.
 
 One recipe is called better than another only where every one of its seeds is, where Welch's t test on the seeds says
-so at a level that is shared by all pairs that are looked at (Bonferroni), and where the gap is more than two standard
-errors over stretches of the test text that both read. Everything else is called what it is: not told apart.
+so at a level that is shared by all pairs that are looked at (Bonferroni), and where it needs fewer bits, by more than
+two standard errors over stretches of the test text that both read. Everything else is called what it is: not told
+apart.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def _against_none(trials: Trials, each: Contender, none: Contender, labels: dict
 
 
 def _rest(trials: Trials, ranked: Sequence[Contender], labels: dict[str, str]) -> Finding:
-    apart = sum(gap.settled(len(trials.gaps)) for gap in trials.gaps)
+    apart = sum(map(trials.settled, trials.gaps))
     order = ", ".join(f"{labels[each.name]} {told(each.values, trials.measure)}" for each in ranked)
     return Finding(
         f"In the order of their means: {order}. Of {len(trials.gaps)} pairs {apart} are told apart; the order of the "
@@ -99,7 +100,7 @@ def _rest(trials: Trials, ranked: Sequence[Contender], labels: dict[str, str]) -
 
 
 def _settled(trials: Trials, first: Contender, second: Contender) -> bool:
-    return trials.gap(first.name, second.name).settled(len(trials.gaps))
+    return trials.settled(trials.gap(first.name, second.name))
 
 
 def _error(gap: Gap) -> str:

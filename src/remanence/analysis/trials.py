@@ -141,11 +141,18 @@ class Gap:
     apart: bool
     """Whether every seed of one is better than every seed of the other."""
 
-    def settled(self, pairs: int) -> bool:
-        """Whether seeds and text support saying which is better, when so many pairs are looked at (Bonferroni)."""
+    def settled(self, pairs: int, higher_is_better: bool) -> bool:
+        """Whether seeds and text both say the same one is better, when so many pairs are looked at (Bonferroni).
+
+        pairs               that are looked at together
+        higher_is_better    of `value`; fewer bits are always better
+        """
         if self.chance is None or not self.apart or self.chance * pairs >= LEVEL:
             return False
-        return self.text_error is None or abs(self.bits) > 2 * self.text_error
+        if self.text_error is None:
+            return True
+        towards = math.copysign(1, -self.value if higher_is_better else self.value)
+        return towards * self.bits > 2 * self.text_error
 
 
 @dataclass(frozen=True)
@@ -191,6 +198,10 @@ class Trials:
     @property
     def failures(self) -> list[tuple[Contender, Trial]]:
         return [(each, trial) for each in self.contenders for trial in each.trials if trial.failed]
+
+    def settled(self, gap: Gap) -> bool:
+        """Whether the gap says which recipe is better, among all the gaps there are."""
+        return gap.settled(len(self.gaps), self.higher_is_better)
 
     def gap(self, first: str, second: str) -> Gap:
         """The gap first - second, turned round where it was taken the other way."""
