@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from remanence.data import Split
-from remanence.errors import InputError
+from remanence.errors import InputError, SettingWarning
 from remanence.evaluation import LossByPosition, LossBySegmentPosition, LossByStretch, Protocol, evaluate, sweep
 from remanence.evaluation.measurements import Measurement, Seen
 from remanence.memory import Distances
@@ -33,6 +34,7 @@ def read_alone(model: LanguageModel, tokens: np.ndarray, memory_length: int, seg
     return nats
 
 
+@pytest.mark.filterwarnings("ignore:Segments of:remanence.errors.SettingWarning")
 @pytest.mark.parametrize("memory_length", [0, 1, 5, 11])
 @pytest.mark.parametrize("segment_length", [3, 6, 9])
 def test_one_lane_reads_the_stream_from_end_to_end(
@@ -90,6 +92,18 @@ def test_without_memory_an_extra_lane_costs_only_where_segments_are_cut(make_mod
     alone = evaluate(model, text, Protocol(memory_length=0, segment_length=5, lanes=1))
     four = evaluate(model, text, Protocol(memory_length=0, segment_length=5, lanes=4))
     assert alone.nats == pytest.approx(four.nats, **EXACT)
+
+
+@pytest.mark.parametrize(("segment_length", "told"), [(3, True), (6, False), (9, True), (12, False)])
+def test_segments_that_change_how_fast_a_memory_forgets_are_told(
+    make_model: Callable, segment_length: int, told: bool
+) -> None:
+    asked = Protocol(segment_length=segment_length)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SettingWarning)
+        asked.completed(make_model("infinite-former"))
+        asked.completed(make_model("transformer-xl"))
+    assert [f"Segments of {segment_length} contract" in str(each.message) for each in caught] == [True] * told
 
 
 # Distances

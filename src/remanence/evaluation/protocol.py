@@ -8,6 +8,7 @@ compared when their protocols differ in nothing but the model.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from remanence.errors import InputError
+from remanence.errors import InputError, SettingWarning
 from remanence.evaluation.holding import distances_to_hold, exceeds
 from remanence.memory import Distances
 from remanence.models import LanguageModel
@@ -105,10 +106,17 @@ class Protocol:
 
         trained     largest distances seen in training, recorded with the weights; None when nobody knows them
         facts       the fields that only the text can tell (corpus, split, unit)
+
+        Warns (SettingWarning) where the configuration says, by a method `changed_by`, that segments of this length
+        make it another model than the trained one.
         """
         config = model.config
         segment_length = config.segment_length if self.segment_length is None else self.segment_length
         memory_length = config.memory_length if self.memory_length is None else self.memory_length
+        changed_by = getattr(config, "changed_by", None)
+        change = None if changed_by is None else changed_by(segment_length)
+        if change is not None:
+            warnings.warn(change, SettingWarning, stacklevel=2)
         clamp_length = getattr(config, "clamp_length", None) if self.clamp_length is None else self.clamp_length
         same_length = getattr(config, "same_length", False) if self.same_length is None else self.same_length
         compressed_length = self.compressed_length

@@ -6,9 +6,9 @@ it at the end of a segment are a block, and the next segment begins by writing t
     B <- R [Psi(u) B ; gate(block)]        the old function squeezed into [0, tau], the block on (tau, 1], fitted again
     Z = W_O attention([slots ; tokens]) + W'_O E_{N(mu, sigma^2)}[value function],   mu, sigma from the same queries
 
-Every token is written exactly once, in order. Nothing is ever cut off: the share of [0, 1] that a block owns shrinks by
-tau with each later block. Where attention went in one segment, the function is sampled more densely before the next
-(sticky memories).
+Every token is written exactly once, in order. There is no edge where the past is cut off: the share of [0, 1] that a
+block owns shrinks by tau with each later block, until N functions no longer resolve it. Where attention went in one
+segment, the function is sampled more densely before the next (sticky memories).
 
 Source: Martins, Marinho & Martins, "∞-former: Infinite Memory Transformer", ACL 2022 (arXiv 2109.00301), and its
 published code. Shapes: B lanes, T tokens, M slots, C tokens of a block, N basis functions, J bins, H heads, D width.
@@ -121,6 +121,20 @@ class InfiniteFormerConfig(TransformerXLConfig):
         return (
             *super().without_effect(),
             *(f"model.{name} has no effect, because model.sticky is false." for name in idle if not self.sticky),
+        )
+
+    def changed_by(self, segment_length: int) -> str | None:
+        """What reading in segments of another length changes, as a sentence; None where it changes nothing.
+
+        The function is contracted once for a block of up to T tokens, and a segment that is no multiple of T has a
+        block that is shorter.
+        """
+        if segment_length % self.segment_length == 0:
+            return None
+        return (
+            f"Segments of {segment_length} contract the memory of a {self.architecture} trained on segments of "
+            f"{self.segment_length} more often, so that it forgets faster than in training; give a multiple of "
+            f"{self.segment_length}."
         )
 
     @property
