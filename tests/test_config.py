@@ -21,7 +21,7 @@ from remanence.config import (
     load_recipe,
 )
 from remanence.config.recipe import recipe_from_table, table_of, unsized
-from remanence.config.tables import union_of
+from remanence.config.tables import read_table, union_of
 from remanence.errors import InputError
 from remanence.models import architectures, config_class
 
@@ -317,3 +317,17 @@ def test_a_seed_that_no_generator_takes_is_refused() -> None:
 
     with pytest.raises(InputError, match="below 2 to the power of 63"):
         TrainingSettings(seed=2**63)
+
+
+@pytest.mark.parametrize(("architecture", "setting"), [("memformer", "num_slots"), ("rmt", "memory_tokens")])
+def test_the_setting_that_another_architecture_calls_otherwise_is_suggested(architecture: str, setting: str) -> None:
+    with pytest.raises(InputError, match=f"did you mean model.{setting}"):
+        read_table(unsized(config_class(architecture)), {"memory_length": 5}, "model")
+
+
+@pytest.mark.parametrize(("architecture", "setting"), [("memformer", "num_slots"), ("rmt", "memory_tokens")])
+def test_a_memory_of_nothing_is_refused_by_the_name_of_its_setting(architecture: str, setting: str) -> None:
+    sizes = ("segment_length", "num_layers", "model_width", "num_heads", "head_width", "feed_forward_width")
+    for count in (0, -1):
+        with pytest.raises(InputError, match=rf"^model\.{setting} is {count}, but it must be 1 or more"):
+            config_class(architecture)(**dict.fromkeys(("vocab_size", *sizes), 2), **{setting: count})

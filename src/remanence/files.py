@@ -18,6 +18,16 @@ from typing import IO, Any
 from remanence.errors import InputError
 
 
+def make_folder(folder: Path, asked: Path, flag: str) -> None:
+    """Make a folder and those above it. Raises InputError that names the one that was asked for, and its flag."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"The folder {asked} cannot be made ({error.strerror or error}); choose one that can be written by {flag}."
+        ) from None
+
+
 @contextmanager
 def writing(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file that becomes `path` when the block ends without an error, and vanishes otherwise."""

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from remanence.cli import main
+from remanence.commands.evaluate import _by_their_flags
 from remanence.data import Corpus
+from remanence.errors import InputError
 from remanence.evaluation import Protocol, Score, evaluate
 from remanence.training import load_run
 
@@ -149,6 +151,11 @@ def test_mistakes_are_one_sentence_and_leave_nothing_behind(
     assert captured.err.count("\n") == 1
     assert expected in captured.err
     assert stored(run) == []
+
+
+def test_a_setting_that_the_model_refuses_is_named_by_its_flag() -> None:
+    with pytest.raises(InputError, match=r"^--same-length is True, but it must be false"), _by_their_flags():
+        raise InputError("model.same_length is True, but it must be false.")
 
 
 def test_the_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,7 +138,7 @@ def decoded(data: bytes) -> np.ndarray:
         ("mnist raw --length 3", "--length means nothing for mnist"),
         ("mnist raw --vocab-size 300", "--vocab-size means nothing for mnist"),
         ("mnist raw --from raw", "named twice"),
-        ("mnist nowhere", "1 inputs were named"),
+        ("mnist nowhere", "There is no file or folder nowhere"),
         ("text.txt --length 3", "--length means nothing for text.txt"),
         ("text.txt --levels 2", "--levels means nothing for text.txt"),
     ],
@@ -146,6 +146,21 @@ def decoded(data: bytes) -> np.ndarray:
 def test_flags_that_mean_nothing_are_refused(line: str, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         run(line)
+
+
+def test_splits_that_are_left_out_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sorting --length 1 --sequences 5") == 0
+    captured = capsys.readouterr()
+    assert "--sequences 5 makes neither a validation nor a test split" in captured.err
+    assert "sequences of 1 symbol of" in captured.out
+    with pytest.raises(InputError, match="sequences is train 5 there and train 5, test 2 here"):
+        run("sorting --length 1 --sequences 5 0 2")
+
+
+def test_a_folder_that_cannot_be_made_is_named(place: Path) -> None:
+    (place / "file").write_text("")
+    with pytest.raises(InputError, match=r"The folder file/x cannot be made .*; choose one .* by --out"):
+        run("sorting --length 1 --sequences 1 1 1 --out file/x")
 
 
 def test_mnist_is_found_by_from(images: Path) -> None:
@@ -159,6 +174,7 @@ def test_mnist_is_found_by_from(images: Path) -> None:
         (["--images", "0"], "0 images were asked for"),
         (["--images", "2000"], "1 to 1,024"),
         (["--images", "2", "--prompt", "x"], "--prompt means nothing for images"),
+        (["--images", "100", "--complete"], "100 images of the test split were asked for"),
         (["--complete"], "--complete is for images"),
         (["--images", "2", "--out", "no/such.png"], "is no folder"),
     ],

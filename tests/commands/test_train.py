@@ -173,6 +173,9 @@ def test_settings_without_effect_warn(recipe: str, capsys: pytest.CaptureFixture
     [
         ([], "A recipe comes first"),
         (["--training.steps", "4"], "A recipe comes first"),
+        (["small.toml", "--out", "x"], "did you mean --folder?"),
+        (["small.toml", "--folder", "/dev/null/x"], "The folder /dev/null/x cannot be made"),
+        (["small.toml", "--model.num-slots", "5"], "did you mean --model.memory-length?"),
         (["smal.toml"], "did you mean small.toml?"),
         (["small.toml", "--model.memory-lenth", "4"], "did you mean --model.memory-length?"),
         (["small.toml", "--model.memory-length", "-1"], "model.memory_length is -1, but it must be 0 or more"),

@@ -125,8 +125,8 @@ def broken(kind: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
-        ("labels", "begins with 0x00000801"),
-        ("text", "begins with 0x68656c6c"),
+        ("labels", "begins with 0x00000801.*not the labels"),
+        ("text", "begins with 0x68656c6c.*; name train-images"),
         ("empty", "ends before the images"),
         ("short head", "ends before the images"),
         ("cut", "cut short|ends before"),
@@ -151,9 +151,9 @@ def test_what_is_no_sound_file_of_images_is_refused(kind: str, sentence: str, fo
 
 def test_missing_files_and_odd_levels_are_refused(folder: Path, tmp_path: Path) -> None:
     (folder / FILES[1]).unlink()
-    with pytest.raises(InputError, match="does not hold t10k"):
+    with pytest.raises(InputError, match=r"does not hold t10k.* decompressed, t10k-images-idx3-ubyte or"):
         prepare_mnist([folder], tmp_path / "out")
-    with pytest.raises(InputError, match="1 inputs were named"):
+    with pytest.raises(InputError, match="One file was named"):
         prepare_mnist([folder / FILES[0]], tmp_path / "out")
     with pytest.raises(InputError, match="There is no file"):
         prepare_mnist([folder / FILES[0], folder / "none"], tmp_path / "out")

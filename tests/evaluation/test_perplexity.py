@@ -87,6 +87,22 @@ def test_a_sweep_is_one_score_for_each_memory_length(make_model: Callable, text:
     assert scores[1].nats == evaluate(model, text, Protocol(lanes=2, memory_length=3)).nats
 
 
+def test_a_length_that_is_refused_on_reading_is_refused_before_anything_is_scored(
+    make_model: Callable, text: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("transformer-xl")
+
+    def check(memory: Any) -> None:
+        if memory.length > 3:
+            raise InputError("too long")
+
+    monkeypatch.setattr(model, "_check_memory", check)
+    scored: list[Any] = []
+    with pytest.raises(InputError, match="too long"):
+        sweep(model, text, [0, 3, 20], Protocol(lanes=2), finished=scored.append)
+    assert not scored
+
+
 def test_without_memory_an_extra_lane_costs_only_where_segments_are_cut(make_model: Callable, text: Split) -> None:
     model = make_model("transformer-xl")
     alone = evaluate(model, text, Protocol(memory_length=0, segment_length=5, lanes=1))

@@ -139,7 +139,7 @@ def _scores(arguments: Arguments, run: Run, corpus: Corpus, lengths: Sequence[in
 
     kinds: list[Any] = [LossByPosition] if arguments.by_position else []
     kinds += [InterpolationByAge] if arguments.interpolation else []
-    with _progress(len(lengths)) as progress:
+    with _progress(len(lengths)) as progress, _by_their_flags():
         return sweep(
             run.model,
             corpus.split(arguments.split),
@@ -212,6 +212,18 @@ def _print(scores: Sequence[Score], run: Run, console: Console) -> None:
         console.print(
             kept or ("No slot was filled." if blends else f"A {architecture} does not blend old content with new.")
         )
+
+
+@contextlib.contextmanager
+def _by_their_flags() -> Iterator[None]:
+    """Let errors name what the user can change here: the flags, not the settings of the trained model."""
+    try:
+        yield
+    except InputError as error:
+        words = str(error)
+        for name in ("clamp_length", "same_length", "compressed_length"):
+            words = words.replace(f"model.{name} ", f"--{name.replace('_', '-')} ")
+        raise InputError(words) from None
 
 
 @contextlib.contextmanager

@@ -179,6 +179,12 @@ def _task(arguments: Arguments, say: Callable[[str], None]) -> Corpus:
         _refuse(arguments, task, ("levels", "from_folder", "mirror", "cache"))
         if inputs:
             raise InputError(f"Sorting is made and reads nothing; leave {' '.join(inputs)} out.")
+        if len(arguments.sequences) in (1, 2):
+            without = "no test split" if len(arguments.sequences) == 2 else "neither a validation nor a test split"
+            say(
+                f"remanence: warning: --sequences {' '.join(map(str, arguments.sequences))} makes {without}; give "
+                "three numbers for training, validation and test."
+            )
         return sorting.prepare_sorting(
             sorting.LENGTH if arguments.length is None else arguments.length,
             arguments.out,

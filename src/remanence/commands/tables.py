@@ -25,7 +25,7 @@ BESIDE = {
 def scores(found: Sequence[Score]) -> Table:
     """A line for each score."""
     unit = found[0].protocol.unit
-    beside = [name for name in BESIDE[unit] if all(getattr(score, name) not in (None, score.value) for score in found)]
+    beside = [name for name in BESIDE[unit] if _tells_more(found, name)]
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     # Asked for beside another number; a share is told in %, as where it is the number itself.
     counted = found[0].measure != "% accuracy" and all(score.accuracy is not None for score in found)
@@ -84,6 +84,14 @@ def interpolation(found: Sequence[Score]) -> Table | None:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _tells_more(found: Sequence[Score], name: str) -> bool:
+    """Whether a unit is known for all scores and is not the headline again, which was rounded on another way."""
+    values = [getattr(score, name) for score in found]
+    return all(value is not None for value in values) and not all(
+        math.isclose(value, score.value, rel_tol=1e-9) for value, score in zip(values, found, strict=True)
+    )
 
 
 def _number(value: float) -> str:

@@ -20,6 +20,9 @@ from remanence.errors import InputError
 
 Settings = TypeVar("Settings")
 
+SYNONYMS = {"--out": "--folder", "--output": "--folder", "--folder": "--out"}
+"""What one command calls as another does not."""
+
 
 def parse_flags(
     kind: type[Settings],
@@ -45,7 +48,7 @@ def parse_flags(
     except SystemExit as stop:
         if not stop.code:
             raise
-    raise _explain(complaint.getvalue(), argv, flag_types(kind, default), prog)
+    raise _explain(complaint.getvalue(), argv, flag_types(kind, default), prog, _synonyms(default))
 
 
 def flag_types(kind: Any, default: Any = None, prefix: str = "--") -> dict[str, Any]:
@@ -64,6 +67,15 @@ def flag_types(kind: Any, default: Any = None, prefix: str = "--") -> dict[str, 
             flags[prefix + dashed] = annotation
             flags |= {alias: annotation for marker in markers for alias in getattr(marker, "aliases", None) or ()}
     return flags
+
+
+def _synonyms(default: Any) -> dict[str, str]:
+    """Flags that are not there, and those that are called so elsewhere; see `ModelConfig.synonyms`."""
+    found = dict(SYNONYMS)
+    for holder in (default, getattr(default, "recipe", None)):
+        for one, other in getattr(getattr(holder, "model", None), "synonyms", {}).items():
+            found[f"--model.{one}".replace("_", "-")] = f"--model.{other}".replace("_", "-")
+    return found
 
 
 def _with_switch_values(argv: Sequence[str], flags: dict[str, Any]) -> list[str]:
@@ -92,7 +104,9 @@ def _with_switch_values(argv: Sequence[str], flags: dict[str, Any]) -> list[str]
     return words
 
 
-def _explain(complaint: str, argv: Sequence[str], flags: dict[str, Any], prog: str) -> InputError:
+def _explain(
+    complaint: str, argv: Sequence[str], flags: dict[str, Any], prog: str, synonyms: dict[str, str]
+) -> InputError:
     """The error for what tyro refused: our own sentence where a flag is at fault, and tyro's words otherwise."""
     for position, word in enumerate(argv):
         written, attached, value = word.partition("=")
@@ -102,7 +116,7 @@ def _explain(complaint: str, argv: Sequence[str], flags: dict[str, Any], prog: s
         negated = re.sub(r"(--|\.)no-([^.]*)$", r"\1\2", canonical)
         flag = canonical if canonical in flags else negated
         if flag not in flags or (flag != canonical and flags[flag] is not bool):
-            return unknown_key(written, flags, noun="flag")
+            return unknown_key(written, flags, noun="flag", meant=synonyms.get(canonical))
         words = [value] if attached else _values(argv[position + 1 :], flags[flag])
         if not _fits(flags[flag], words):
             given = " ".join(words)

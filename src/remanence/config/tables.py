@@ -44,7 +44,9 @@ def read_table(kind: type[Settings], table: Any, where: str = "", default: Setti
     for name, value in table.items():
         key = f"{where}.{name}" if where else name
         if name not in known:
-            raise unknown_key(key, (f"{where}.{other}" if where else other for other in known))
+            others = (f"{where}.{other}" if where else other for other in known)
+            meant = getattr(kind, "synonyms", {}).get(name)
+            raise unknown_key(key, others, meant=f"{where}.{meant}" if where else meant)
         inner = getattr(default, name) if default is not None else None
         values[name] = read_value(known[name], value, key, inner)
     for field in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
@@ -138,11 +140,12 @@ def describe(annotation: Any, several: bool = False) -> str:
     return plural if several else singular
 
 
-def unknown_key(key: str, names: Iterable[str], noun: str = "setting") -> InputError:
+def unknown_key(key: str, names: Iterable[str], noun: str = "setting", meant: str | None = None) -> InputError:
+    """The error for a key that is none of `names`; `meant` is the one to suggest, if it is there."""
     names = list(names)
     if not names:
         return InputError(f"There is no {noun} {key}, because nothing can be set there; leave it out.")
-    return InputError(f"There is no {noun} {key}; did you mean {nearest(key, names)}?")
+    return InputError(f"There is no {noun} {key}; did you mean {meant if meant in names else nearest(key, names)}?")
 
 
 def wrong_type(key: str, value: Any, annotation: Any) -> InputError:

@@ -15,7 +15,7 @@ import numpy as np
 from remanence.data.corpus import FORMAT, SPLITS, VERSION, Corpus, corpus_fingerprint, token_type
 from remanence.data.encoding import Encoded, write_split
 from remanence.data.progress import Progress
-from remanence.data.repeats import holds_something
+from remanence.data.repeats import holds_something, told
 from remanence.data.staging import FULL, finish, staging
 from remanence.data.tokenizers import Tokenizer
 from remanence.errors import InputError
@@ -146,8 +146,8 @@ def _already(made: Made, out: Path, overwrite: bool, say: Callable[[str], None])
     for key, value in made.settings.items():
         if theirs.get(key) != value:
             raise InputError(
-                f"{out} holds another preparation ({key} is {theirs.get(key)!r} there and {value!r} here); name "
-                "another folder with --out or replace it with --overwrite."
+                f"{out} holds another preparation ({key} is {told(theirs.get(key))} there and {told(value)} here); "
+                "name another folder with --out or replace it with --overwrite."
             )
     say(f"{out} holds this preparation already; nothing was done.")
     return corpus

@@ -32,6 +32,7 @@ from remanence.data.tokenizers.number import PixelTokenizer
 from remanence.errors import InputError
 
 MAGIC = 0x0803
+LABELS = 0x0801
 LEVELS = (2, 16, 256)
 HELD_OUT = 12
 """One image in so many of the training file is for validation."""
@@ -145,9 +146,11 @@ class Images:
             head = _exactly(file, 16, path)
         magic, count, rows, columns = struct.unpack(">4I", head)
         if magic != MAGIC:
+            change = (
+                "name the file with the images, not the labels" if magic == LABELS else f"name {' and '.join(FILES)}"
+            )
             raise InputError(
-                f"{path.name} begins with {magic:#010x} and a file of images with {MAGIC:#010x}; name the file with "
-                "the images, not the labels."
+                f"{path.name} begins with {magic:#010x} and a file of images with {MAGIC:#010x}; {change}."
             )
         if not (1 <= rows <= LARGEST_SIDE and 1 <= columns <= LARGEST_SIDE and 1 <= count <= MOST_IMAGES):
             raise InputError(
@@ -202,16 +205,19 @@ def _files(inputs: Sequence[str | Path], mirror: str | None, cache: str | Path |
     if not given:
         where = Path(cache) if cache is not None else cache_folder()
         return [fetch(_mirrored(remote, mirror), where) for remote in REMOTES]
+    for path in given:
+        if not path.exists():
+            raise InputError(f"There is no file or folder {path}; check the path.")
     if len(given) == 1 and given[0].is_dir():
         return [_in(given[0], name) for name in FILES]
     if len(given) != 2:
+        number = "One file was" if len(given) == 1 else f"{len(given)} inputs were"
         raise InputError(
-            f"{len(given)} inputs were named after mnist; name the folder that holds {' and '.join(FILES)}, or these "
-            "two files."
+            f"{number} named after mnist; name the folder that holds {' and '.join(FILES)}, or these two files."
         )
     for path in given:
-        if not path.is_file():
-            raise InputError(f"There is no file {path}; check the path.")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; name one folder alone, or the file of training and that of test.")
     return given
 
 
@@ -224,11 +230,15 @@ def _mirrored(remote: Remote, mirror: str | None) -> Remote:
 
 def _in(folder: Path, name: str) -> Path:
     """A file in a folder by its published name, compressed or not, with a hyphen or a dot."""
-    for candidate in (name, name.removesuffix(".gz")):
+    plain = name.removesuffix(".gz")
+    for candidate in (name, plain):
         for spelled in (candidate, candidate.replace("-idx3", ".idx3")):
             if (folder / spelled).is_file():
                 return folder / spelled
-    raise InputError(f"The folder {folder} does not hold {name}; name the one that does.")
+    dotted = plain.replace("-idx3", ".idx3")
+    raise InputError(
+        f"The folder {folder} does not hold {name} or, decompressed, {plain} or {dotted}; name the folder that does."
+    )
 
 
 def _reading(path: Path) -> IO[bytes]:

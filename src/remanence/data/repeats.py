@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ def already(
     for key, value in mine.items():
         if theirs.get(key) != value:
             raise InputError(
-                f"{out} holds another preparation ({key} is {theirs.get(key)!r} there and {value!r} here); name "
-                "another folder with --out or replace it with --overwrite."
+                f"{out} holds another preparation ({key} is {told(theirs.get(key))} there and {told(value)} here); "
+                "name another folder with --out or replace it with --overwrite."
             )
     if known is not None and known.fixed_splits:
         say(f"{out} holds this preparation already; nothing was done.")
@@ -102,3 +102,15 @@ def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
     names = {"inputs": None, "tokenizer": "given" if settings.get("tokenizer_fingerprint") else settings["tokenizer"]}
     shares = {key: "files" if isinstance(settings[key], list) else settings[key] for key in ("validation", "test")}
     return settings | names | shares
+
+
+def told(value: Any) -> str:
+    """A setting in words: "train 8, validation 2"; what is long, such as a hash, by its beginning."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {told(each)}" for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(told, value)) or "nothing"
+    if value is None or isinstance(value, bool):
+        return {None: "not given", True: "true", False: "false"}[value]
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:12]}..."

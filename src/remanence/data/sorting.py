@@ -81,7 +81,8 @@ def prepare_sorting(
     words = ["remanence", "prepare", "sorting", "--length", length, "--sequences", *sequences, "--seed", seed]
     made = Made(
         name=name,
-        title=f"Sorting by frequency: sequences of {length:,} symbols of {SYMBOLS} kinds, then the kinds by count",
+        title=f"Sorting by frequency: sequences of {length:,} symbol{'s' * (length > 1)} of {SYMBOLS} kinds, then the "
+        "kinds by count",
         licence="made, no text",
         command=shlex.join(map(str, [*words, "--generator", generator])),
         settings={

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from remanence.errors import InputError
-from remanence.files import flush_folder
+from remanence.files import flush_folder, make_folder
 
 FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EFBIG", "EDQUOT") if hasattr(errno, name))
 """Errors that say that a disk has no room."""
@@ -27,7 +27,7 @@ def staging(target: Path) -> Iterator[Path]:
 
     What a killed run left behind is cleared away. Raises InputError while another process stages the same target.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent, target, "--out")
     folder = target.parent / f".{target.name}.preparing"
     lock = _lock(folder, target)
     try:
@@ -69,7 +69,7 @@ def _recover(target: Path) -> None:
 def _lock(folder: Path, target: Path) -> int | None:
     """Hold the folder until this process ends, however it ends."""
     while True:
-        folder.mkdir(exist_ok=True)
+        make_folder(folder, target, "--out")
         if fcntl is None:
             return None
         handle = os.open(folder, os.O_RDONLY)

@@ -110,12 +110,22 @@ def sweep(
     protocols = [dataclasses.replace(protocol or Protocol(), memory_length=length) for length in memory_lengths]
     for each in protocols:
         # What the model cannot take is refused before anything is scored.
-        model.init_memory(lanes=1, length=each.completed(model, settings.get("trained")).memory_length)
+        asked = each.completed(model, settings.get("trained"))
+        assert asked.memory_length is not None
+        with as_tested(model, asked.clamp_length, asked.same_length, asked.compressed_length):
+            check_length(model, asked.memory_length)
     scores = []
     for each in protocols:
         scores.append(evaluate(model, split, each, measurements=[make() for make in measurements], **settings))
         finished(scores[-1])
     return scores
+
+
+def check_length(model: LanguageModel, length: int) -> None:
+    """Raise InputError for a memory length that the model cannot take; some refuse it only where it is read with."""
+    token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+    with torch.no_grad():
+        model(token, model.init_memory(lanes=1, length=length))
 
 
 def _read(

@@ -64,10 +64,18 @@ def complete_images(
 
 
 def first_images(corpus: Corpus, count: int, split: str = "test") -> np.ndarray:
-    """(N, R · C) ids of the first images of a split, without their start tokens."""
+    """(N, R · C) ids of the first images of a split, without their start tokens.
+
+    Raises InputError for a corpus of something else, and where the split has fewer images.
+    """
     chosen = corpus.split(split)
     if chosen.start_token is None or chosen.unit != "pixel":
         raise InputError(f"The corpus {corpus.name} holds no images; make one with `remanence prepare mnist`.")
+    if count > len(chosen.documents):
+        raise InputError(
+            f"{count:,} images of the {split} split were asked for, which holds {len(chosen.documents):,}; ask for so "
+            "many or fewer."
+        )
     begins = chosen.documents[:count]
     size = int(chosen.documents[1] - chosen.documents[0]) if len(chosen.documents) > 1 else len(chosen)
     return np.stack([chosen.tokens[begin + 1 : begin + size] for begin in begins]).astype(np.int64)
@@ -133,14 +141,15 @@ def completions_picture(
 def leave_pictures(run: Any, corpus: Corpus, folder: Path, count: int = 16) -> None:
     """Write both pictures, each with a caption of one sentence, into a folder, which a comparison shows."""
     folder.mkdir(exist_ok=True)
+    tested = min(count, len(corpus.split("test").documents))
     pictures = {
         "samples": (
             samples_picture(run, count),
             f"{count} images drawn pixel by pixel from the model's own distribution (temperature 1).",
         ),
         "completions": (
-            completions_picture(run, corpus, count),
-            f"The first {count} test images. Above: the upper half, which the model was given; in the middle: how it "
+            completions_picture(run, corpus, tested),
+            f"The first {tested} test images. Above: the upper half, which the model was given; in the middle: how it "
             "went on (temperature 1); below: the image itself.",
         ),
     }

@@ -10,6 +10,7 @@ Shapes: B lanes, T tokens of this call, M slots, S = M + tokens of the segment s
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -31,6 +32,8 @@ class ModelConfig:
     """The settings that all architectures have. Subclasses add their own, and a memory_length (0 for none)."""
 
     architecture: ClassVar[str]
+    synonyms: ClassVar[Mapping[str, str]] = {"num_slots": "memory_length", "memory_tokens": "memory_length"}
+    """What other architectures call a setting of this one, to suggest it."""
     vocab_size: int
     """V, the number of tokens in the vocabulary."""
     segment_length: int

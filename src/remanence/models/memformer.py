@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -34,6 +35,7 @@ from remanence.ops.slots import biased_normalization, initial_slots, write_slots
 
 FIRST_BIAS = 0.1
 """Length of a forgetting bias before training, as a share of the radius."""
+WITHOUT_SLOTS = "1 or more; to read without slots, evaluate a trained run with a memory length of 0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ class MemformerConfig(ModelConfig):
     """Memformer with P slots. `num_layers` counts encoder and decoder layers together."""
 
     architecture: ClassVar[str] = "memformer"
+    synonyms: ClassVar[Mapping[str, str]] = {"memory_length": "num_slots", "memory_tokens": "num_slots"}
     num_slots: int = 64
     """P, the memory slots of a lane, each model_width wide."""
     encoder_layers: int | None = None
@@ -63,7 +66,7 @@ class MemformerConfig(ModelConfig):
     """Heads of the writer, which must divide model_width; num_heads unless given."""
 
     def __post_init__(self) -> None:
-        self._require(self.num_slots >= 1, "num_slots", "1 or more; use init_memory(length=0) for a run without slots")
+        self._require(self.num_slots >= 1, "num_slots", WITHOUT_SLOTS)
         super().__post_init__()
         self._require(self.num_layers >= 2, "num_layers", "2 or more, for the encoder and the decoder need one each")
         self._require(

@@ -16,6 +16,7 @@ tokens, P memory tokens, D width.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -35,6 +36,7 @@ class RMTConfig(RelativeConfig):
     """The Recurrent Memory Transformer with P memory tokens."""
 
     architecture: ClassVar[str] = "rmt"
+    synonyms: ClassVar[Mapping[str, str]] = {"memory_length": "memory_tokens", "num_slots": "memory_tokens"}
     memory_tokens: int
     """P, read before each segment and written after it."""
     write_tokens: Literal["learned", "memory"] = "learned"
@@ -43,8 +45,9 @@ class RMTConfig(RelativeConfig):
     position: ClassVar[str] = "relative"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        # First, for it is the memory_length that the others check.
         self._require(self.memory_tokens >= 1, "memory_tokens", "1 or more; without memory it is a transformer")
+        super().__post_init__()
         self._require(not self.same_length, "same_length", "false, for memory tokens have no distance to fall out of")
 
     @property

@@ -19,7 +19,7 @@ from typing import Any
 
 from remanence.config import Recipe, dump_recipe, load_recipe
 from remanence.errors import InputError
-from remanence.files import write_text
+from remanence.files import make_folder, write_text
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ class RunFolder:
     def create(self, recipe: Recipe, tokenizer: Any) -> None:
         """Make the folder with the recipe and the tokenizer in it, in one step. Raises InputError like `check_free`."""
         self.check_free()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent, self.path, "--folder")
         draft = self.path.with_name(f".{self.path.name}.part")
         shutil.rmtree(draft, ignore_errors=True)
         try:
-            (draft / "checkpoints").mkdir(parents=True)
+            make_folder(draft / "checkpoints", self.path, "--folder")
             tokenizer.save(draft / "tokenizer")
             write_text(draft / "recipe.toml", dump_recipe(recipe))
             os.rename(draft, self.path)
