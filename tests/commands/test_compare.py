@@ -367,6 +367,10 @@ def test_a_folder_refuses_another_comparison(recipes, tmp_path, capsys):
         (["transformer.toml", "--seeds", "0"], "1 or more"),
         (["transformer.toml", "--amount", "0"], "must be above 0"),
         (["transformer.toml", "--amount", "1"], "less than one training step"),
+        (["transformer.toml", "wide.toml", "--amount", "20"], "wide: A budget of 20 tokens is less than one"),
+        (["transformer.toml", "--corpus", "data/none"], "or name another by --corpus."),
+        (["transformer.toml", "--data.corpus", "data/none"], "or name another by --data.corpus."),
+        (["transformer.toml", "wide.toml", "--training.lanes", "5000"], "transformer: "),
         (["transformer.toml", "--test-tokens", "-1"], "0 or more"),
         (["transformer.toml", "--training.seed", "4"], "give --seeds"),
         (["transformer.toml", "--model.architecture", "lamemo"], "every recipe has its own"),
@@ -383,9 +387,62 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(words, told, recip
     monkeypatch.setattr(study.Study, "_attempt", forbidden)
     assert run(*words) == 2
     error = capsys.readouterr().err
-    # Less than a step is only found out when steps have been looked at.
-    sentence = error.splitlines()[-1]
-    assert sentence.startswith("remanence: error: ") and told in sentence and error.count("\n") <= 2
+    assert error.startswith("remanence: error: ") and told in error and error.count("\n") == 1
+
+
+def stopped(*arguments: Any) -> None:
+    raise study.Stopped(signal.SIGINT)
+
+
+def test_what_is_stopped_before_there_is_a_plan_leaves_nothing_and_is_begun_again(recipes, monkeypatch, capsys):
+    monkeypatch.setattr(study, "measure_price", stopped)
+    assert run(*recipes, "--folder", "some/where/out") == 128 + signal.SIGINT
+    error = capsys.readouterr().err
+    assert "run the same command again." in error and "--resume" not in error
+    assert not Path("some").exists()
+    Path("empty").mkdir()
+    assert run(*recipes, "--folder", "empty") == 128 + signal.SIGINT
+    assert Path("empty").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--seeds", "4"], "--seeds is 1 2 3 4, but"),
+        (["--budget=time"], "--budget is time, but"),
+        (["--memory-lengths", "0"], "--memory-lengths is 0, but"),
+        (["--validation-tokens", "7"], "--validation-tokens is 7, but"),
+    ],
+)
+def test_going_on_refuses_options_that_are_others(words, told, finished, monkeypatch, capsys):
+    monkeypatch.setattr(study.Study, "run", forbidden)
+    assert run("--resume", "--folder", str(finished / "out"), *words) == 2
+    error = capsys.readouterr().err
+    assert told in error and "was begun with" in error and error.count("\n") == 1
+
+
+def test_going_on_takes_options_that_are_the_same(finished):
+    assert run("--resume", "--folder", str(finished / "out"), "--seeds", "3", "--validations", "2") == 0
+
+
+def test_a_recipe_that_diverges_while_it_is_counted_is_told_in_one_sentence(recipes, capsys):
+    flags = ["--budget", "flops", "--training.learning-rate", "1e30", "--training.clip-norm", "0"]
+    assert run(*recipes, *flags, "--folder", "out") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "The FLOPs of transformer cannot be counted: the " in error and error.endswith("take --budget tokens.")
+    assert "diverged.json" not in error and ".counting" not in error and "(" not in error
+    assert not Path("out").exists()
+
+
+def test_a_plan_from_before_a_setting_is_of_the_same_comparison(finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished / "out", out)
+    plan = json.loads((out / "plan.json").read_text())
+    del plan["asked"]["checkpoint"]
+    for recipe in plan["recipes"].values():
+        del recipe["model"]["memory_gradient"], recipe["training"]["accumulation"]
+    (out / "plan.json").write_text(json.dumps(plan))
+    assert run("--resume", "--folder", str(out)) == 0
 
 
 def test_the_help_comes_without_torch():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from remanence.analysis import compare
 from remanence.analysis.budget import Kind
 from remanence.analysis.cost import Price
 from remanence.config import Recipe
-from remanence.config.recipe import recipe_from_table
+from remanence.config.recipe import recipe_from_table, table_of
 from remanence.config.tables import differences
 from remanence.data import Corpus
 from remanence.data.corpus import Split
@@ -78,14 +78,14 @@ class Plan:
             wrong = f"it compares {', '.join(self.recipes)}, and not {', '.join(recipes)}"
         elif self.corpus != corpus:
             wrong = "it was made with another text"
-        elif keys := differences(self.asked, asked):
+        elif keys := differences(begun := _with_defaults(self.asked), asked):
             name = keys[0]
-            wrong = f"its {name.replace('_', ' ')} is {_shown(self.asked.get(name))}, and not {_shown(asked.get(name))}"
+            wrong = f"its {name.replace('_', ' ')} is {shown(begun.get(name))}, and not {shown(asked.get(name))}"
         else:
             keys = [
                 (name, key.removeprefix("recipe."))
                 for name in recipes
-                for key in differences(self.recipes[name], recipes[name], "recipe.")
+                for key in differences(_completed(self.recipes[name]), _completed(recipes[name]), "recipe.")
                 if key not in MAY_CHANGE
             ]
             if not keys:
@@ -146,7 +146,22 @@ def test_text(corpus: Corpus, recipe: Recipe, tokens: int) -> Split:
     return split.first(tokens)
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
+def _with_defaults(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for; an option that is newer than the plan had its default then."""
+    newer = {each.name: each.default for each in dataclasses.fields(Asked) if each.default is not dataclasses.MISSING}
+    return {**newer, **asked}
+
+
+def _completed(table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The table with the defaults of settings that are newer than it; as it is, when it holds some not known here."""
+    try:
+        return table_of(recipe_from_table(table))
+    except InputError:
+        return table
+
+
+def shown(value: Any) -> str:
+    """A value of `Asked`, in a sentence."""
+    if isinstance(value, list | tuple):
         return " ".join(map(str, value))
     return "what follows from the recipes" if value is None else str(value)

@@ -85,7 +85,10 @@ class Study:
     def __init__(self, recipes: Sequence[Recipe], corpus: Corpus, folder: Path, asked: Asked, console: Console) -> None:
         check_alike(recipes)
         self.corpus, self.folder, self.asked, self.console = corpus, folder, asked, console
-        self.recipes = {recipe.name: recipe.sized(corpus.vocab_size) for recipe in recipes}
+        self.recipes: dict[str, Recipe] = {}
+        for recipe in recipes:
+            with named(recipe.name, len(recipes)):
+                self.recipes[recipe.name] = recipe.sized(corpus.vocab_size)
         first = self.first
         self.text = test_text(corpus, first, asked.test_tokens)
         self.lanes = first.evaluation.lanes or compare.reading(self.text, first, LANES_SCORED).lanes or 1
@@ -93,7 +96,12 @@ class Study:
         self._validated = "validation" in corpus.splits and asked.validations > 0
         self._plan: Plan | None = None
         self.sizes: dict[str, Size] = {}
-        self.lengths = {name: self._check(recipe) for name, recipe in self.recipes.items()}
+        self.lengths: dict[str, tuple[int, ...]] = {}
+        for name, recipe in self.recipes.items():
+            with named(name, len(recipes)):
+                self.lengths[name] = self._check(recipe)
+                if asked.budget == "tokens" and asked.amount is not None:
+                    Budget("tokens", asked.amount).steps(step_tokens(recipe))
 
     @property
     def first(self) -> Recipe:
@@ -105,14 +113,18 @@ class Study:
         return self._plan
 
     @property
+    def begun(self) -> bool:
+        """Whether there is a plan, from which a comparison can go on."""
+        return self._plan_file.exists()
+
+    @property
     def jobs(self) -> list[Job]:
         """All runs, the first seed of every recipe first: what is there at any time is as even as it can be."""
         return [self._job(name, seed) for seed in self.asked.seeds for name in self.recipes]
 
     def run(self) -> None:
         """Plan, train and score all that is not there yet. Raises Stopped after Ctrl-C or SIGTERM, and InputError."""
-        self._claim()
-        with self._locked(), warnings.catch_warnings():
+        with self._claimed(), self._locked(), warnings.catch_warnings():
             # Each was told when the recipes were built.
             warnings.simplefilter("ignore", SettingWarning)
             self._plan = self._planned()
@@ -167,14 +179,25 @@ class Study:
             model.init_memory(lanes=1, length=own)
         return lengths
 
-    def _claim(self) -> None:
-        """Raise InputError where something else is in the folder; make it otherwise."""
+    @contextlib.contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """Raise InputError where something else is in the folder; make it otherwise, and keep it if there is a plan."""
         folder = self.folder
         # Hidden files are what measuring left behind.
         free = not folder.exists() or (folder.is_dir() and all(each.name.startswith(".") for each in folder.iterdir()))
-        if not free and not self._plan_file.exists():
+        if not free and not self.begun:
             raise InputError(f"{folder} exists and holds no comparison; choose another folder by --folder.")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        made = [each for each in (folder, *folder.parents) if not each.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        finally:
+            if made and not self.begun:
+                shutil.rmtree(folder, ignore_errors=True)
+                # Others may have put something beside it meanwhile.
+                with contextlib.suppress(OSError):
+                    for each in made[1:]:
+                        each.rmdir()
 
     def _planned(self) -> Plan:
         """The plan of the folder, or a new one, which takes some measuring."""
@@ -182,7 +205,7 @@ class Study:
             shutil.rmtree(left, ignore_errors=True)
         asked = json.loads(json.dumps(dataclasses.asdict(self.asked)))
         recipes = {name: table_of(recipe) for name, recipe in self.recipes.items()}
-        if self._plan_file.exists():
+        if self.begun:
             plan = Plan.load(self._plan_file)
             plan.check_same(self.folder, asked, self.corpus.fingerprint, recipes)
             self.say(f"Going on with the comparison in {self.folder}.")
@@ -212,8 +235,8 @@ class Study:
         except Exception as error:
             if self.asked.budget == "flops":
                 raise InputError(
-                    f"{recipe.name} cannot be trained ({_reason(error)}), so that its FLOPs are not known; leave it "
-                    "out, or take --budget tokens."
+                    f"The FLOPs of {recipe.name} cannot be counted: {_cause(error)}; change the recipe, leave it out, "
+                    "or take --budget tokens."
                 ) from None
             return None
         finally:
@@ -230,8 +253,8 @@ class Study:
                 raise
             except Exception as error:
                 raise InputError(
-                    f"{name} cannot be trained ({_reason(error)}), so that the time of its steps is not known; leave "
-                    "it out, or take --budget tokens."
+                    f"The steps of {name} cannot be timed: {_cause(error)}; change the recipe, leave it out, or take "
+                    "--budget tokens."
                 ) from None
         return found
 
@@ -448,6 +471,23 @@ def _reason(error: Exception) -> str:
         return str(error)
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong in a run that is thrown away, as a part of a sentence: no remedy, and no file of that run."""
+    cause = _reason(error).partition(";")[0].rstrip(".")
+    return cause[:1].lower() + cause[1:] if cause.startswith(("The ", "There ", "A ", "No ")) else cause
+
+
+@contextlib.contextmanager
+def named(name: str, among: int) -> Iterator[None]:
+    """Say in an InputError which recipe is meant, where there are several."""
+    try:
+        yield
+    except InputError as error:
+        if among == 1 or name in str(error):
+            raise
+        raise InputError(f"{name}: {error}") from None
 
 
 def _clear_up() -> None:

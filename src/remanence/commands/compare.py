@@ -8,7 +8,7 @@ import importlib.util
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -98,18 +98,26 @@ def main(argv: Sequence[str], prog: str) -> int:
     from remanence.analysis.study import Study
     from remanence.commands.train import open_corpus
 
-    recipes, asked, folder = _request(arguments, overrides)
-    study = Study(recipes, open_corpus(recipes[0].data.corpus), folder, asked, Console(stderr=True))
+    recipes, asked, folder = _request(arguments, overrides, _given(argv))
+    try:
+        corpus = open_corpus(recipes[0].data.corpus)
+    except InputError as error:
+        if any(name.startswith("--data.corpus") for name, *_ in overrides):
+            raise
+        raise InputError(str(error).replace("--data.corpus", "--corpus")) from None
+    study = Study(recipes, corpus, folder, asked, Console(stderr=True))
     command = " ".join([prog, *map(shlex.quote, argv)])
     try:
         with _stopped_by_signals():
             study.run()
             trials = _written(study, command)
     except Stopped as stopped:
-        print(
-            f"remanence: the comparison was stopped; go on with: remanence compare --resume --folder {folder}",
-            file=sys.stderr,
+        advice = (
+            f"; go on with: remanence compare --resume --folder {shlex.quote(str(folder))}"
+            if study.begun
+            else " before its steps were planned; run the same command again."
         )
+        print(f"remanence: the comparison was stopped{advice}", file=sys.stderr)
         return 128 + stopped.signal
     show(trials, folder)
     return 1 if trials.failures else 0
@@ -157,20 +165,33 @@ def show(trials: Trials, folder: Path) -> None:
         )
 
 
-def _request(arguments: Arguments, overrides: Sequence[Sequence[str]]) -> tuple[list[Recipe], Asked, Path]:
-    """The recipes with their flags, what is asked for, and the folder."""
-    from remanence.analysis.request import Asked, load_asked
+def _request(
+    arguments: Arguments, overrides: Sequence[Sequence[str]], given: Collection[str]
+) -> tuple[list[Recipe], Asked, Path]:
+    """The recipes with their flags, what is asked for, and the folder; `given` are the options that were written."""
+    from remanence.analysis.request import load_asked
 
     if not arguments.recipes:
         assert arguments.folder is not None
         recipes, asked = load_asked(arguments.folder)
+        _check_given(arguments, given, recipes, asked)
         return [_moved(recipe, arguments.corpus) for recipe in recipes], asked, arguments.folder
     flags = [*overrides]
     if arguments.validation_tokens is not None:
         flags.append(["--training.validation-tokens", str(arguments.validation_tokens)])
     recipes = [_moved(recipe, arguments.corpus) for recipe in _recipes(arguments.recipes, flags)]
+    asked = _asked(arguments)
+    folder = arguments.folder or Path("comparisons") / (Path(recipes[0].data.corpus).name or "unnamed")
+    if arguments.resume and not (folder / "plan.json").exists():
+        raise InputError(f"There is no comparison in {folder} to go on with; leave --resume out to begin one.")
+    return recipes, asked, folder
+
+
+def _asked(arguments: Arguments) -> Asked:
+    from remanence.analysis.request import Asked
+
     seeds = arguments.seeds
-    asked = Asked(
+    return Asked(
         seeds=tuple(range(1, seeds[0] + 1)) if len(seeds) == 1 else seeds,
         budget=arguments.budget,
         amount=arguments.amount,
@@ -179,22 +200,41 @@ def _request(arguments: Arguments, overrides: Sequence[Sequence[str]]) -> tuple[
         validations=arguments.validations,
         checkpoint=arguments.checkpoint,
     )
-    folder = arguments.folder or Path("comparisons") / (Path(recipes[0].data.corpus).name or "unnamed")
-    if arguments.resume and not (folder / "plan.json").exists():
-        raise InputError(f"There is no comparison in {folder} to go on with; leave --resume out to begin one.")
-    return recipes, asked, folder
+
+
+def _check_given(arguments: Arguments, given: Collection[str], recipes: Sequence[Recipe], asked: Asked) -> None:
+    """Raise InputError for an option that is not what the comparison was begun with. Its text is checked elsewhere."""
+    from remanence.analysis.request import shown
+
+    pairs = {
+        field.name: (getattr(_asked(arguments), field.name), getattr(asked, field.name))
+        for field in dataclasses.fields(asked)
+    }
+    mine = arguments.validation_tokens
+    others = [each.training.validation_tokens for each in recipes if each.training.validation_tokens != mine]
+    pairs["validation_tokens"] = (mine, others[0] if others else mine)
+    for name, (mine, begun) in pairs.items():
+        if name in given and mine != begun:
+            raise InputError(
+                f"--{name.replace('_', '-')} is {shown(mine)}, but the comparison in {arguments.folder} was begun with "
+                f"{shown(begun)}; leave it out, or begin another comparison in a folder of its own."
+            )
 
 
 def _recipes(paths: Sequence[Path], overrides: Sequence[Sequence[str]]) -> list[Recipe]:
     """Each recipe with the flags that it knows. A setting of a model that no recipe knows is refused."""
-    from remanence.config import load_recipe
+    from remanence.analysis.study import named
+    from remanence.config import Recipe
     from remanence.config.flags import flag_types
-    from remanence.config.recipe import draft_recipe
+    from remanence.config.recipe import draft_recipe, settle
 
-    drafts = [draft_recipe(path) for path in paths]
+    drafts: list[Recipe] = []
+    for path in paths:
+        with named(str(path), len(paths)):
+            drafts.append(draft_recipe(path))
     known = [set(flag_types(type(draft), draft)) for draft in drafts]
     recipes = []
-    for path, flags in zip(paths, known, strict=True):
+    for draft, flags in zip(drafts, known, strict=True):
         mine: list[str] = []
         for words in overrides:
             name = words[0].partition("=")[0].replace("_", "-")
@@ -202,7 +242,10 @@ def _recipes(paths: Sequence[Path], overrides: Sequence[Sequence[str]]) -> list[
             elsewhere = any({name, positive} & other for other in known)
             if not name.startswith("--model.") or {name, positive} & flags or not elsewhere:
                 mine += words
-        recipes.append(load_recipe(path, mine, "remanence compare RECIPE..."))
+        if mine:
+            draft = parse_flags(Recipe, mine, "remanence compare RECIPE...", default=draft)
+        with named(draft.name, len(paths)):
+            recipes.append(settle(draft))
     return recipes
 
 
@@ -227,6 +270,12 @@ def _sorted_out(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:
         else:
             taking.append(word)
     return own, overrides
+
+
+def _given(argv: Sequence[str]) -> set[str]:
+    """The names of the command's own options that were written."""
+    words = (word.partition("=")[0] for word in _sorted_out(argv)[0] if word.startswith("--"))
+    return {word.removeprefix("--").replace("-", "_") for word in words}
 
 
 def _written(study: Study, command: str) -> Trials:
