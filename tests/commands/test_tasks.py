@@ -190,6 +190,6 @@ def test_mistakes_in_drawing_are_refused(
 
 def test_a_run_on_text_draws_no_images(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("sorting --length 16 --sequences 6 3 --quiet") == 0
-    train("data/sorting-16", "transformer", 9, 1, "")
+    train("data/sorting-16", "transformer", 9, 4, "")
     assert main(["generate", "runs/run", "--images", "2"]) == 2
     assert "draws no images" in capsys.readouterr().err
