@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from remanence.interop import from_published, published_layout
 from remanence.memory import Memory
 from remanence.models import InfiniteFormer, InfiniteFormerConfig, build, infinite_former
 from remanence.nn.continuous import ContinuousMemory
-from remanence.ops.continuous import Basis, Fit, bin_masses, divergence, radius, safe
+from remanence.ops.continuous import Basis, Fit, bin_masses, divergence, gaussians, radius, safe
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 RECIPES = sorted((Path(__file__).resolve().parent.parent.parent / "recipes").glob("*.toml"))
@@ -600,6 +601,59 @@ def test_a_million_tokens_take_constant_time_and_memory_a_segment() -> None:
                 past = infinite.advance(tokens, past)
         felt.append(gap(past.coefficients[0], memory.coefficients[0]))
     assert felt[0] > felt[1] > felt[2] > 1e-4
+
+
+def test_after_a_million_tokens_the_first_of_them_can_still_be_read() -> None:
+    """Sixteen long segments, each with a topic: a token in every second place. All topics are read at the end.
+
+    The place of a segment of age a is the middle of its share of [0, 1], (tau^(a + 1), tau^a]; the first has all that
+    is left, [0, tau^15]. What is read there is compared with the embeddings of all sixteen topics.
+    """
+    count, length, contraction = 16, 62_501, 0.85
+    infinite: Any = build(
+        InfiniteFormerConfig(
+            vocab_size=64,
+            segment_length=length,
+            memory_length=0,
+            num_layers=1,
+            model_width=64,
+            num_heads=2,
+            head_width=8,
+            feed_forward_width=8,
+            num_basis=128,
+            contraction=contraction,
+            gate=False,
+            sticky=False,
+            dropout=0.0,
+        ),
+        seed=0,
+    ).eval()
+    generator = torch.Generator().manual_seed(0)
+    topics = torch.randperm(64, generator=generator)[:count]
+    memory, costs, sizes = infinite.init_memory(1), [], set()
+    with torch.no_grad():
+        for topic in topics:
+            tokens = torch.randint(64, (1, length), generator=generator)
+            tokens = torch.where(torch.rand(1, length, generator=generator) < 0.5, topic, tokens)
+            with FlopCounterMode(display=False) as counter:
+                memory = infinite.advance(tokens, memory)
+            costs.append(counter.get_total_flops())
+            sizes.add(memory.nbytes)
+        # The last segment is written when the next one opens.
+        memory = infinite(tokens[:, :8], memory, close=False).memory
+    assert memory.written.item() == count * length > 1_000_000
+    # Nothing to write at first, then nothing to keep.
+    assert len(sizes) == 1 and len(set(costs[2:])) == 1
+    edges = [0.0, *(contraction**age for age in range(count - 1, -1, -1))]
+    places = torch.tensor([(low + high) / 2 for low, high in pairwise(edges)])
+    basis = infinite.config.fit.basis
+    read_out = gaussians(places, *basis.parameters(torch.float32, places.device)) @ memory.coefficients[0][0]
+    table = infinite.embedding.tables[0].detach()
+    wanted = F.normalize(table[topics] - table.mean(0), dim=1)
+    likeness = F.normalize(read_out, dim=1) @ wanted.T
+    assert (likeness.argmax(1) == torch.arange(count)).all()
+    early, late = likeness.diagonal()[:4].mean().item(), likeness.diagonal()[-4:].mean().item()
+    assert 0.7 < early < late - 0.03 and late > 0.9
 
 
 # Settings

@@ -264,7 +264,10 @@ class InfiniteFormer(TransformerXL):
         real = None if lengths is None else torch.arange(new, device=tokens.device) < lengths[:, None]
         stream = self._enter(self._embed(tokens), opened)
         num_keys = memory.slots + opened + new
-        visible, tables = self._visible(memory, new), self._tables(memory, num_keys, keep, stream)
+        # A single layer that only writes looks at no position: then nothing of the size of (T, S) is made.
+        attends = predict or len(self.layers) > 1
+        visible = self._visible(memory, new) if attends else None
+        tables = self._tables(memory, num_keys, keep, stream) if attends else ()
         inputs, kept, recalled, masses, mass, nats = [], [], [], [], [], []
         for number, (layer, long_term) in enumerate(zip(self.layers, self.long_term, strict=True)):
             inputs.append(stream)
@@ -283,6 +286,7 @@ class InfiniteFormer(TransformerXL):
                 break
             earlier = self._earlier(memory, number)
             keys, values = (torch.cat(pair, dim=2) for pair in zip(earlier, (keys, values), strict=True))
+            assert visible is not None
             short = self._attend(number, queries, keys, values, visible, tables, memory)
             long = long_term.read(queries, recall)
             stream = layer.finish(stream, short.context, long.update)
