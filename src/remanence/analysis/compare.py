@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from remanence.analysis import measurements
@@ -34,6 +33,7 @@ from remanence.evaluation import (
     evaluate,
     sweep,
 )
+from remanence.evaluation.perplexity import check_length
 from remanence.generation import Sampling, Session
 from remanence.models import LanguageModel
 from remanence.training import Result, Run, Trainer, load_run
@@ -58,12 +58,11 @@ def lengths_for(model: LanguageModel, memory_lengths: Sequence[int]) -> tuple[in
     own. What a length counts is the architecture's affair.
     """
     possible = {int(model.config.memory_length)}
-    token, training = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device), model.training
+    training = model.training
     model.eval()
     for length in memory_lengths:
-        # Some refuse a length where the memory is made, some where it is read with.
-        with contextlib.suppress(InputError), torch.no_grad():
-            model(token, model.init_memory(lanes=1, length=length))
+        with contextlib.suppress(InputError):
+            check_length(model, length)
             possible.add(length)
     model.train(training)
     return tuple(sorted(possible))

@@ -12,7 +12,7 @@ from remanence.analysis import compare
 from remanence.analysis.budget import Kind
 from remanence.analysis.cost import Price
 from remanence.config import Recipe
-from remanence.config.recipe import recipe_from_table, table_of
+from remanence.config.recipe import completed, recipe_from_table
 from remanence.config.tables import differences
 from remanence.data import Corpus
 from remanence.data.corpus import Split
@@ -85,7 +85,7 @@ class Plan:
             keys = [
                 (name, key.removeprefix("recipe."))
                 for name in recipes
-                for key in differences(_completed(self.recipes[name]), _completed(recipes[name]), "recipe.")
+                for key in differences(completed(self.recipes[name]), completed(recipes[name]), "recipe.")
                 if key not in MAY_CHANGE
             ]
             if not keys:
@@ -150,14 +150,6 @@ def _with_defaults(asked: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked for; an option that is newer than the plan had its default then."""
     newer = {each.name: each.default for each in dataclasses.fields(Asked) if each.default is not dataclasses.MISSING}
     return {**newer, **asked}
-
-
-def _completed(table: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The table with the defaults of settings that are newer than it; as it is, when it holds some not known here."""
-    try:
-        return table_of(recipe_from_table(table))
-    except InputError:
-        return table
 
 
 def shown(value: Any) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import gc
 import json
 import shutil
@@ -46,7 +45,7 @@ from remanence.models import LanguageModel
 from remanence.training import Run, Trainer, load_run
 from remanence.training.checkpoint import exists
 from remanence.training.device import choose_device
-from remanence.training.folder import RunFolder
+from remanence.training.folder import RunFolder, locked
 from remanence.training.log import read_log
 from remanence.training.precision import Precision, choose
 from remanence.training.progress import duration
@@ -427,13 +426,7 @@ class Study:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Held while the comparison runs; it goes with the process, however that ends."""
-        with open(self.folder / ".lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"{self.folder} is being worked on by another process; wait for it or stop it first."
-                ) from None
+        with locked(self.folder, "is being worked on"):
             yield
 
     # What is told

@@ -147,6 +147,14 @@ def recipe_from_table(table: Mapping[str, Any], architecture: str | None = None,
     return dataclasses.replace(recipe, model=_model_from(model, architecture, check))
 
 
+def completed(table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recipe's table with the defaults of settings that are newer than it; as it is, when some are not known here."""
+    try:
+        return table_of(recipe_from_table(table))
+    except InputError:
+        return table
+
+
 def take_architecture(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
     """The architecture named by `--model.architecture`, which decides what flags there are, and the other flags."""
     flags, rest, architecture = list(overrides), [], None

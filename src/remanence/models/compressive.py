@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import ModuleList
 from torch.nn import functional as F
 
 from remanence.errors import InputError
-from remanence.memory import Distances, Memory, derived, per_lane, per_slot, static
+from remanence.memory import Distances, per_lane, static
 from remanence.models.base import Extras
 from remanence.models.relative import visible_keys
-from remanence.models.transformer_xl import PROJECTIONS, OpenSegment, TransformerXL, TransformerXLConfig
+from remanence.models.transformer_xl import PROJECTIONS, QueueMemory, TransformerXL, TransformerXLConfig
 from remanence.nn.compression import Convolution, DilatedConvolutions, TransposedConvolution
 from remanence.nn.layer import Layer
 from remanence.ops.attention import Read
@@ -121,26 +121,16 @@ class CompressiveConfig(TransformerXLConfig):
         )
 
 
-@dataclass(frozen=True)
-class CompressiveMemory(Memory, kind="compressive"):
-    """What every layer kept: compressed rows, then raw ones, in one right-aligned tensor."""
+@dataclass(frozen=True, kw_only=True)
+class CompressiveMemory(QueueMemory, kind="compressive"):
+    """What every layer kept: compressed rows, then raw ones, in one right-aligned queue of R rows."""
 
-    hidden: tuple[Float[Tensor, "B R D"], ...] = per_slot()
-    valid: Bool[Tensor, "B R"] = per_slot()
-    """False where nothing was written since the lane last started a document."""
     raw: Int[Tensor, " B"] = per_lane()
     """How many of the newest rows are raw: up to M + c - 1, since only whole groups leave."""
     compressed_length: int = static()
     """C."""
     rate: int = static()
     """c."""
-    hold: Distances | None = static(default=None)
-    segment: OpenSegment | None = per_lane(default=None)
-    keys: tuple[Float[Tensor, "B R H K"], ...] = per_slot(differentiable=False, default=())
-    """What fixed weights make of `hidden`, for each layer; only where asked for (`with_projections`)."""
-    values: tuple[Float[Tensor, "B R H K"], ...] = per_slot(differentiable=False, default=())
-    tables: tuple[Float[Tensor, "P H K"], ...] = derived(default=())
-    """Projected distances of each layer, largest first, kept with the keys."""
 
     @property
     def group(self) -> int:
@@ -151,10 +141,6 @@ class CompressiveMemory(Memory, kind="compressive"):
     def length(self) -> int:
         """M, the raw slots, without those that wait for their group to be whole."""
         return self.slots - self.compressed_length - self.group + 1
-
-    @property
-    def opened(self) -> int:
-        return 0 if self.segment is None else self.segment.tokens
 
     def resize(self, length: int, compressed_length: int | None = None) -> CompressiveMemory:
         """M raw slots, and C compressed ones where given: the newest rows are kept, raw ones first.

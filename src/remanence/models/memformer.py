@@ -272,11 +272,9 @@ class Memformer(LanguageModel):
         lengths: Int[Tensor, " B"] | None = None,
     ) -> MemformerMemory:
         """The encoder and the writer alone: no prediction is made."""
-        self._check(tokens, memory, starts, lengths, True)
-        memory = memory if starts is None else memory.reset(starts)
+        memory, lengths = self._prepare(tokens, memory, starts, lengths, close=True)
         encoded = self._encode(memory)
         segment = OpenSegment(bank=encoded.slots, tokens=tokens.long(), visible=encoded.visible)
-        lengths = None if lengths is None else lengths.clamp(0, tokens.shape[1])
         return self._close(dataclasses.replace(memory, segment=segment), lengths)
 
     def peek(self, memory: Any) -> Float[Tensor, "B 1 D"]:

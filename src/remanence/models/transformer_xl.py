@@ -59,15 +59,13 @@ class OpenSegment(Memory, kind="transformer-xl-segment"):
     """For each layer, the attention that every key has received from the tokens; only where a model counts it."""
 
 
-@dataclass(frozen=True)
-class TransformerXLMemory(Memory, kind="transformer-xl"):
-    """Hidden states that every layer kept from earlier segments."""
+@dataclass(frozen=True, kw_only=True)
+class QueueMemory(Memory):
+    """Rows that every layer of a Transformer-XL attends to, and what fixed weights make of them where asked for."""
 
     hidden: tuple[Float[Tensor, "B M D"], ...] = per_slot()
     valid: Bool[Tensor, "B M"] = per_slot()
     """False where nothing was written since the lane last started a document."""
-    zeros: bool = static(default=False)
-    """An empty slot is a row of zeros that is attended to."""
     hold: Distances | None = static(default=None)
     segment: OpenSegment | None = per_lane(default=None)
     keys: tuple[Float[Tensor, "B M H K"], ...] = per_slot(differentiable=False, default=())
@@ -79,6 +77,14 @@ class TransformerXLMemory(Memory, kind="transformer-xl"):
     @property
     def opened(self) -> int:
         return 0 if self.segment is None else self.segment.tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerXLMemory(QueueMemory, kind="transformer-xl"):
+    """Hidden states that every layer kept from earlier segments."""
+
+    zeros: bool = static(default=False)
+    """An empty slot is a row of zeros that is attended to."""
 
     def reset(self, starts: Bool[Tensor, " B"]) -> TransformerXLMemory:
         memory = super().reset(starts)
@@ -198,7 +204,7 @@ class TransformerXL(RelativeModel):
     def with_projections(self, memory: Any) -> Any:
         # Rows of zeros that are attended to are put in by a reset, which knows no weights; and a memory that is not
         # made of slots has nothing to keep.
-        if memory.opened or not memory.slots or not hasattr(memory, "keys") or getattr(memory, "zeros", False):
+        if memory.opened or not memory.slots or not isinstance(memory, QueueMemory) or getattr(memory, "zeros", False):
             return memory
         pairs = [layer.project_keys_values(rows) for layer, rows in zip(self.layers, memory.hidden, strict=True)]
         keys, values = (tuple(rows.transpose(1, 2) for rows in column) for column in zip(*pairs, strict=True))

@@ -99,11 +99,19 @@ class RunFolder:
 
         The lock goes with the process, however it ends. Raises InputError when another process holds it.
         """
-        with open(self.path / ".lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"{self.path} is being trained by another process; wait for it or stop it first."
-                ) from None
+        with locked(self.path, "is being trained"):
             yield
+
+
+@contextmanager
+def locked(folder: Path, busy: str) -> Iterator[None]:
+    """Held by one process at a time; the lock goes with the process, however it ends.
+
+    Raises InputError when another one holds it, with `busy` for what it does: "is being trained".
+    """
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder} {busy} by another process; wait for it or stop it first.") from None
+        yield

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from remanence.config import Recipe
-from remanence.config.recipe import recipe_from_table, table_of
+from remanence.config.recipe import completed, table_of
 from remanence.config.tables import differences
 from remanence.errors import InputError
 
@@ -32,7 +32,7 @@ def check_same_run(found: Mapping[str, Any], given: Recipe, where: str) -> None:
     """Raise InputError, naming the keys, when the recipe `given` is not the one `found` at `where` (as a table)."""
     may_change = MAY_CHANGE + (("training.steps",) if given.training.schedule in OPEN_ENDED else ())
     # A setting that is newer than the run had its default then.
-    found = _completed(found)
+    found = completed(found)
     keys = [key for key in differences(found, table_of(given)) if not key.startswith(may_change)]
     if not keys:
         return
@@ -42,14 +42,6 @@ def check_same_run(found: Mapping[str, Any], given: Recipe, where: str) -> None:
         f"{where} was made with another recipe: {shown}{more} differ{'s' if len(keys) == 1 else ''}; resume with the "
         "recipe it was made with, or start a new run in another folder."
     )
-
-
-def _completed(table: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The table with the defaults of what it leaves out; as it is, when it holds settings that are not known here."""
-    try:
-        return table_of(recipe_from_table(table))
-    except InputError:
-        return table
 
 
 def _value(table: Mapping[str, Any], key: str) -> str:
