@@ -45,7 +45,7 @@ def problem(
 def check(ours: dict[str, Any], theirs: dict[str, Any], dtype: torch.dtype, generator: torch.Generator) -> None:
     """Context, log-sum and gradients of a random combination of both."""
     forward, backward = TOLERANCES[dtype]
-    read = relative_attention(**ours, with_logsum=True)
+    read = relative_attention(**ours, with_logsum=True, with_weights=True)
     context, logsum, weights = naive.relative_attention(**theirs)
     assert read.logsum is not None and read.logsum.dtype == context.dtype
     assert read.context.dtype == dtype
@@ -53,6 +53,7 @@ def check(ours: dict[str, Any], theirs: dict[str, Any], dtype: torch.dtype, gene
     assert (read.context[~seen] == 0).all()
     torch.testing.assert_close(read.context.to(context.dtype), context, atol=forward, rtol=forward)
     torch.testing.assert_close(read.logsum[seen], logsum[seen], atol=forward, rtol=forward)
+    assert read.weights is not None
     torch.testing.assert_close(read.weights[seen].to(weights.dtype), weights[seen], atol=forward, rtol=forward)
     assert torch.isfinite(read.logsum).all()
     pull = torch.randn(context.shape, generator=generator, dtype=context.dtype)
@@ -103,15 +104,16 @@ def test_no_mask_lets_every_query_see_every_key() -> None:
         dict.fromkeys(("content", "position", "table"), True) | {"distance": False},
     )
     given["visible"] = torch.ones_like(given["visible"])
-    masked = relative_attention(**given, with_logsum=True)
-    free = relative_attention(**given | {"visible": None}, with_logsum=True)
+    masked = relative_attention(**given, with_logsum=True, with_weights=True)
+    free = relative_attention(**given | {"visible": None}, with_logsum=True, with_weights=True)
     for one, other in zip(masked, free, strict=True):
         assert one is not None and other is not None and torch.equal(one, other)
 
 
-def test_the_log_sum_is_computed_only_when_asked_for() -> None:
+def test_log_sum_and_weights_are_given_only_when_asked_for() -> None:
     values = torch.randn(1, 1, 3, 5)
-    assert relative_attention(values, values, values, None).logsum is None
+    assert relative_attention(values, values, values, None)[1:] == (None, None)
+    assert relative_attention(values, values, values, None, with_weights=True).weights is not None
     assert relative_attention(values, values, values, None, with_logsum=True).logsum is not None
 
 
@@ -131,16 +133,19 @@ def test_rows_that_see_nothing_are_zero_with_zero_gradients() -> None:
 def test_scores_of_any_size_give_finite_weights() -> None:
     queries = torch.full((1, 1, 2, 3), 1e4, requires_grad=True)
     keys = torch.tensor([[[[1e4] * 3, [-1e4] * 3]]])
-    read = relative_attention(queries, keys, keys, None, with_logsum=True)
+    read = relative_attention(queries, keys, keys, None, with_logsum=True, with_weights=True)
     read.context.sum().backward()
     assert torch.isfinite(read.context).all() and torch.isfinite(queries.grad).all()  # type: ignore[arg-type]
+    assert read.weights is not None
     assert torch.equal(read.weights, torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]]))
 
 
 def test_dropout_acts_on_the_weights_and_not_on_the_log_sum() -> None:
     queries, keys, values = (torch.randn(2, 3, 40, 4) for _ in range(3))
-    plain = relative_attention(queries, keys, values, None, with_logsum=True)
-    dropped = relative_attention(queries, keys, values, None, with_logsum=True, dropout=0.5)
+    asked = {"with_logsum": True, "with_weights": True}
+    plain = relative_attention(queries, keys, values, None, **asked)
+    dropped = relative_attention(queries, keys, values, None, **asked, dropout=0.5)
+    assert dropped.weights is not None and plain.weights is not None
     assert dropped.logsum is not None and plain.logsum is not None
     assert torch.equal(dropped.logsum, plain.logsum) and torch.equal(dropped.weights, plain.weights)
     assert not torch.allclose(dropped.context, plain.context)

@@ -87,7 +87,8 @@ class Cell:
             ]
             return torch.stack([lane[0] for lane in lanes]), torch.stack([lane[1] for lane in lanes])
         heads = [self.split(rows) for rows in (x @ query.T, slots @ key.T, slots @ value.T)]
-        read = relative_attention(*heads, None)
+        read = relative_attention(*heads, None, with_weights=True)
+        assert read.weights is not None
         return read.context.transpose(1, 2).flatten(2) @ output.T, read.weights
 
     def write(self, slots: Tensor, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -355,9 +355,10 @@ class CompressiveTransformer(TransformerXL):
         visible: Tensor,
         tables: tuple[Tensor, ...],
         memory: Any,
+        with_weights: bool,
     ) -> Read:
         if not self._beyond(memory):
-            return super()._attend(number, queries, keys, values, visible, tables, memory)
+            return super()._attend(number, queries, keys, values, visible, tables, memory, with_weights)
         content_bias, position_bias = self.biases.of(number)
         scale = queries.shape[-1] ** -0.5
         distance = centre_distances(memory, queries.shape[2], keys.shape[2])
@@ -365,7 +366,8 @@ class CompressiveTransformer(TransformerXL):
         content = (queries + content_bias[:, None].to(queries.dtype)) * scale @ keys.transpose(-2, -1)
         position = (queries + position_bias[:, None].to(queries.dtype)) * scale @ table.to(queries.dtype)
         index = (table.shape[-1] - 1 - distance)[:, None].expand(-1, queries.shape[1], -1, -1)
-        return read(content, position.gather(3, index), values, visible, self._attention_dropout)
+        position = position.gather(3, index)
+        return read(content, position, values, visible, self._attention_dropout, with_weights=with_weights)
 
 
 def _laid(joint: Tensor, compressed: Tensor, eviction: Eviction) -> Tensor:

@@ -287,7 +287,7 @@ class InfiniteFormer(TransformerXL):
             earlier = self._earlier(memory, number)
             keys, values = (torch.cat(pair, dim=2) for pair in zip(earlier, (keys, values), strict=True))
             assert visible is not None
-            short = self._attend(number, queries, keys, values, visible, tables, memory)
+            short = self._attend(number, queries, keys, values, visible, tables, memory, extras)
             long = long_term.read(queries, recall)
             stream = layer.finish(stream, short.context, long.update)
             kept.append((keys, values))

@@ -198,7 +198,7 @@ class LaMemo(RelativeModel):
             else:
                 queries, keys, values = layer.project(stream)
                 slot_queries, queries = queries[:, :, :slots], queries[:, :, slots:]
-            read = self._look_back(number, queries, keys, values, visible, back[number][-num_keys:], not last)
+            read = self._look_back(number, queries, keys, values, visible, back[number][-num_keys:], not last, extras)
             context = read.context
             if not last:
                 assert read.logsum is not None and slot_queries is not None
@@ -246,7 +246,8 @@ class LaMemo(RelativeModel):
             queries, keys, values = layer.project(stream)
             keys = torch.cat([opened.keys[number], keys], dim=2)
             values = torch.cat([opened.values[number], values], dim=2)
-            read = self._look_back(number, queries, keys, values, visible, tables[number][-num_keys:], not last)
+            table = tables[number][-num_keys:]
+            read = self._look_back(number, queries, keys, values, visible, table, not last, extras)
             if not last:
                 assert read.logsum is not None
                 contexts.append(torch.cat([opened.context[number], read.context.transpose(1, 2)], dim=1))
@@ -287,7 +288,15 @@ class LaMemo(RelativeModel):
     # Looking back and looking ahead in one layer
 
     def _look_back(
-        self, number: int, queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor, table: Tensor, logsum: bool
+        self,
+        number: int,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        visible: Tensor,
+        table: Tensor,
+        logsum: bool,
+        weights: bool,
     ) -> Any:
         content, position = self.biases.of(number)
         return relative_attention(
@@ -300,6 +309,7 @@ class LaMemo(RelativeModel):
             positions=table,
             dropout=self._attention_dropout,
             with_logsum=logsum,
+            with_weights=weights,
         )
 
     def _look_ahead(

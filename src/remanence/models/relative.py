@@ -125,8 +125,9 @@ def visible_keys(
     return torch.cat([seen[:, :slots] & valid[:, None], seen[:, slots:].expand(len(valid), -1, -1)], dim=2)
 
 
-def mass_by_distance(weights: Float[Tensor, "B H T S"]) -> Float[Tensor, "H S"]:
+def mass_by_distance(weights: Float[Tensor, "B H T S"] | None) -> Float[Tensor, "H S"]:
     """Mean attention weight at each distance, 0 first, over lanes and queries."""
+    assert weights is not None
     weights = weights.detach().double().mean(0)
     num_queries, num_keys = weights.shape[1:]
     distance = num_keys - num_queries + torch.arange(num_queries)[:, None] - torch.arange(num_keys)
@@ -137,9 +138,10 @@ def mass_by_distance(weights: Float[Tensor, "B H T S"]) -> Float[Tensor, "H S"]:
 
 
 def attention_received(
-    weights: Float[Tensor, "B H T S"], lengths: Int[Tensor, " B"] | None = None
+    weights: Float[Tensor, "B H T S"] | None, lengths: Int[Tensor, " B"] | None = None
 ) -> Float[Tensor, "B S"]:
     """The attention that each key received, added up over heads and the real queries of each lane."""
+    assert weights is not None
     weights = weights.detach()
     weights = weights.to(torch.float64 if weights.dtype == torch.float64 else torch.float32).sum(1)
     if lengths is not None:

@@ -156,7 +156,8 @@ class TransformerXL(RelativeModel):
             queries, keys, values = layer.project(stream)
             earlier = self._earlier(memory, number)
             keys, values = (torch.cat(pair, dim=2) for pair in zip(earlier, (keys, values), strict=True))
-            read = self._attend(number, queries, keys, values, visible, tables, memory)
+            counted = extras or self.counts_attention
+            read = self._attend(number, queries, keys, values, visible, tables, memory, counted)
             stream = layer.finish(stream, read.context)
             kept.append((keys, values))
             if self.counts_attention:
@@ -231,10 +232,19 @@ class TransformerXL(RelativeModel):
         visible: Tensor,
         tables: tuple[Tensor, ...],
         memory: Any,
+        with_weights: bool,
     ) -> Read:
         """What the queries of one layer read from [slots ; tokens of the segment so far]."""
         positions = self._positions(number, keys.shape[2], tables, memory.hold)
-        return relative_attention(queries, keys, values, visible, dropout=self._attention_dropout, **positions)
+        return relative_attention(
+            queries,
+            keys,
+            values,
+            visible,
+            dropout=self._attention_dropout,
+            with_weights=with_weights,
+            **positions,
+        )
 
     def _enter(self, embedded: Tensor, opened: int) -> Tensor:
         """What the first layer is given; `opened` tokens of the segment came before."""

@@ -20,8 +20,8 @@ class Read(NamedTuple):
     context: Float[Tensor, "B H T K"]
     logsum: Float[Tensor, "B H T"] | None
     """Log of the softmax denominator, float32 or better; None unless asked for."""
-    weights: Float[Tensor, "B H T S"]
-    """Attention weights before dropout."""
+    weights: Float[Tensor, "B H T S"] | None
+    """Attention weights before dropout; None unless asked for."""
 
 
 def relative_attention(
@@ -36,11 +36,13 @@ def relative_attention(
     distance_bias: Float[Tensor, "S H"] | None = None,
     dropout: float = 0.0,
     with_logsum: bool = False,
+    with_weights: bool = False,
 ) -> Read:
     """What `naive.relative_attention` defines. `positions` begin with the LARGEST distance, S - 1.
 
     `visible` None lets every query see every key. Dropout acts on the weights, not on the log-sum. Every query must
-    see a key, or its row of the result must be discarded by `visible` alone: it is zero.
+    see a key, or its row of the result must be discarded by `visible` alone: it is zero. The weights are given only
+    `with_weights`, to be looked at: then they are held whole, and carry no gradient that is promised.
 
     Source: Dai et al. 2019 (arXiv 1901.02860), section 3.3 and appendix B.
     """
@@ -61,7 +63,7 @@ def relative_attention(
         if bias is not None:
             position = position + bias.to(position.dtype)
         position = shift(position, num_queries - 1 if num_queries > 1 else 0, keys.shape[-2])
-    return read(scores, position, values, visible, dropout, with_logsum)
+    return read(scores, position, values, visible, dropout, with_logsum, with_weights)
 
 
 def read(
@@ -71,6 +73,7 @@ def read(
     visible: Bool[Tensor, "#B T S"] | None,
     dropout: float = 0.0,
     with_logsum: bool = False,
+    with_weights: bool = False,
 ) -> Read:
     """Weigh the values by the softmax of the two halves of the scores."""
     weights, logsum = masked_softmax(content, position, visible, with_logsum)
@@ -78,4 +81,4 @@ def read(
     if visible is not None:
         seen = visible.any(-1)[:, None, :, None]
         context = context * seen
-    return Read(context, logsum, weights)
+    return Read(context, logsum, weights if with_weights else None)
