@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "score a trained model, with the memory length and the protocol of your choice",
     "generate": "continue a text with a trained model",
     "compare": "train several recipes with several seeds on the same budget, and compare them",
+    "bench": "measure the speed of training, evaluation and generation on this machine",
     "demo": "train three small models on real text and write a report, in a few minutes",
 }
 """Every command is `main(argv, prog) -> exit code` in the module of its name in `remanence.commands`."""

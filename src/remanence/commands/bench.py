@@ -1,0 +1,238 @@
+"""`remanence bench`: how fast this machine trains, scores and generates, beside its own limit and other packages."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from remanence.commands.options import option
+from remanence.config.flags import parse_flags
+from remanence.errors import InputError
+
+if TYPE_CHECKING:
+    from remanence.bench.result import Result
+    from remanence.bench.settings import Settings
+
+HELP = """\
+Measure speed: training steps, evaluation, generation, or single operations, all candidates taking turns in
+one process, after their results were found to agree.
+
+Figures are medians over the rounds, beside the fastest matrix product that this machine made during the run.
+Models of other packages take part where they are installed: pip install 'remanence[bench]'.
+
+Example: remanence bench train --models transformer-xl lamemo --memory-length 150 600 --out runs/bench
+"""
+
+ONLY: dict[str, tuple[str, ...]] = {
+    "models": ("train", "evaluate", "generate"),
+    "memory_length": ("train", "evaluate", "generate", "ops"),
+    "segment_length": ("train", "generate", "ops"),
+    "dropout": ("train", "ops"),
+    "compile": ("train",),
+    "tokens": ("generate",),
+    "batch": ("generate",),
+    "lanes": ("train", "evaluate", "ops"),
+}
+"""Which benches a flag says something to."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command is given."""
+
+    kind: Annotated[tyro.conf.Positional[Literal["train", "evaluate", "generate", "ops"]], tyro.conf.arg(name="what")]
+    """What is timed."""
+    models: Annotated[tuple[str, ...], option("NAME [NAME ...]")] = ()
+    """Which architectures; all of this library unless given, and any other that a recipe can name."""
+    shape: Literal["wikitext-103-layer", "wikitext-103-base", "enwik8-base", "small"] = "wikitext-103-layer"
+    """Sizes of the models: 4 layers of the published WikiText-103 model, that model, the published enwik8 model, or a
+    small one."""
+    memory_length: Annotated[tuple[int, ...], option("N [N ...]")] = ()
+    """Positions remembered; three lengths or more also tell how the cost grows."""
+    segment_length: Annotated[int | None, option("N")] = None
+    """Tokens read at once."""
+    lanes: Annotated[int | None, option("N")] = None
+    """Streams read side by side."""
+    vocabulary: Annotated[int | None, option("N")] = None
+    """Tokens in the vocabulary, with a plain softmax."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers of the matrix products; auto takes bfloat16 where this machine is faster in it."""
+    device: str = "auto"
+    """Where to compute: auto (a GPU when there is one), cpu, cuda, cuda:1."""
+    threads: Annotated[int | None, option("N")] = None
+    """Threads on a CPU; PyTorch's own choice unless given."""
+    rounds: Annotated[int | None, option("N")] = None
+    """Timed turns of every candidate."""
+    dropout: Annotated[float | None, option("P")] = None
+    """Rate of dropout in training; 0.1 unless given."""
+    compile: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Also time every model of this library under torch.compile."""
+    tokens: Annotated[tuple[int, ...], option("N [N ...]")] = ()
+    """Generation is timed after so many tokens; 1000 and 1000000 tell that it costs the same for ever."""
+    batch: Annotated[tuple[int, ...], option("N [N ...]")] = ()
+    """Texts generated side by side; 1 and 16 unless given."""
+    peers: bool = True
+    """Also measure models of other packages."""
+    quick: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Tiny models and few rounds: seconds, to see that all works. The figures mean nothing."""
+    out: Path | None = None
+    """Folder for results.json and results.md."""
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    arguments = parse_flags(Arguments, argv, prog, HELP)
+    _refuse_idle(arguments, prog)
+    # Not at the top: torch takes seconds, and help and mistyped flags need none of it.
+    from remanence.bench.checks import Disagreement
+    from remanence.bench.machine import describe
+    from remanence.files import make_folder
+
+    settings = settle(arguments)
+    if arguments.out is not None:
+        # Before the work rather than after it.
+        make_folder(arguments.out, arguments.out, "--out")
+    with _threads(settings.threads), _progress() as told:
+        try:
+            result = run(settings, told)
+        except Disagreement as error:
+            print(f"{prog}: error: {error}", file=sys.stderr)
+            return 1
+        import torch
+
+        result.about = describe(torch.device(settings.device), shlex.join([*prog.split(), *argv]))
+    result.settings = settings.about()
+    if arguments.out is not None:
+        result.save(arguments.out)
+    show(result, arguments.out)
+    return 0
+
+
+def run(settings: Settings, told: Callable[[int, int], None]) -> Result:
+    """Do what was asked for. Raises Disagreement, before anything is timed, where results are wrong."""
+    import torch
+
+    from remanence.bench.peak import MatrixPeak
+
+    torch.manual_seed(settings.seed)
+    peak = MatrixPeak(torch.device(settings.device), getattr(torch, settings.dtype), quick=settings.quick)
+    from remanence.bench.train import bench_train
+
+    return {"train": bench_train}[settings.kind](settings, peak, told)
+
+
+def settle(arguments: Arguments) -> Settings:
+    """What was asked for, with what was left out. Raises InputError for what cannot be measured."""
+    import dataclasses
+
+    import torch
+
+    from remanence.bench.settings import OWN, SHAPES, Settings
+    from remanence.models import config_class
+    from remanence.training.device import choose_device
+    from remanence.training.precision import choose
+
+    for name in arguments.models:
+        config_class(name)
+    device = choose_device(arguments.device)
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f'The device "{device}" cannot be measured; choose cpu or cuda.')
+    shape_name = "quick" if arguments.quick else arguments.shape
+    shape = SHAPES[shape_name]
+    if arguments.vocabulary is not None:
+        if arguments.vocabulary < 2:
+            raise InputError(f"--vocabulary is {arguments.vocabulary}, but it must be 2 or more.")
+        shape = dataclasses.replace(shape, vocabulary=arguments.vocabulary, cutoffs=())
+
+    def chosen(name: str, usual: Any) -> Any:
+        given = getattr(arguments, name)
+        return usual if given is None or given == () else given
+
+    return Settings(
+        kind=arguments.kind,
+        shape_name=shape_name,
+        shape=shape,
+        models=chosen("models", OWN),
+        lanes=chosen("lanes", shape.lanes),
+        segment_length=chosen("segment_length", shape.segment_length),
+        memory_length=chosen("memory_length", shape.memory_length),
+        dtype=choose(arguments.dtype, device),
+        device=str(device),
+        threads=chosen("threads", torch.get_num_threads()),
+        rounds=chosen("rounds", 3 if arguments.quick else 9),
+        warmup=1 if arguments.quick else 2,
+        dropout=chosen("dropout", 0.1),
+        compile=arguments.compile,
+        peers=arguments.peers,
+        quick=arguments.quick,
+    )
+
+
+def show(result: Result, out: Path | None) -> None:
+    """The tables, and what they must be read with, on standard output."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    # In a file or a pipe nothing is wrapped.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 1 << 16)
+    for each in result.setting():
+        console.print(escape(each), style="dim")
+    for each in result.tables:
+        table = Table(title=each.title, caption=each.caption or None, box=SIMPLE_HEAD, title_justify="left")
+        for number, header in enumerate(each.headers):
+            table.add_column(escape(header), justify="left" if number < each.words else "right")
+        for row in each.rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+    for sentence in (*result.checks, *result.notes):
+        console.print(escape(f"- {sentence}"), style="dim")
+    if out is not None:
+        console.print(f"Everything is in {out}.", style="dim")
+
+
+def _refuse_idle(arguments: Arguments, prog: str) -> None:
+    """Raise InputError for a flag that says nothing to this bench."""
+    for name, kinds in ONLY.items():
+        if arguments.kind not in kinds and getattr(arguments, name) not in (None, (), False):
+            raise InputError(
+                f"--{name.replace('_', '-')} says nothing to {prog} {arguments.kind}; leave it out, or use "
+                f"{' or '.join(kinds)}."
+            )
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """PyTorch with so many threads, as long as the context lasts."""
+    import torch
+
+    if number < 1:
+        yield
+        return
+    usual = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("measuring", total=None)
+        yield lambda done, total: bar.update(task, total=total, completed=done)
