@@ -130,6 +130,10 @@ class OwnTraining(Training):
             hidden, state, _ = self.model(self.tokens, state, self.batch.starts)
             return self.model.head.loss(hidden, self.batch.targets), state
 
+    def flops(self) -> tuple[float, str]:
+        counted = self.model.flops(self.settings.lanes)
+        return super().flops() if counted is None else (counted.total_training, "formula")
+
     def state_bytes(self) -> int:
         return own.state_bytes(self.model)
 

@@ -10,7 +10,7 @@ Shapes: B lanes, T tokens of this call, M slots, S = M + tokens of the segment s
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from remanence.errors import InputError
 from remanence.memory import Distances, Memory
+from remanence.models.flops import Flops
 from remanence.nn.embedding import TokenEmbedding
 from remanence.nn.heads import SoftmaxHead
 from remanence.nn.initialization import initialize
@@ -231,6 +232,29 @@ class LanguageModel(nn.Module):
         """
         return Distances()
 
+    def flops(
+        self,
+        lanes: int = 1,
+        segment_length: int | None = None,
+        memory_length: int | None = None,
+        tails: Sequence[float] | None = None,
+    ) -> Flops | None:
+        """Operations of the matrix products of one closed segment of all lanes, its loss included, memories full.
+
+        Lengths are those of the configuration unless given; `tails` says how many targets lie in each tail of an
+        adaptive softmax. None where the architecture has no formula of its own: an inherited one would count another
+        model.
+        """
+        if "_count" not in vars(type(self)):
+            return None
+        segment = self.config.segment_length if segment_length is None else segment_length
+        memory = self.config.memory_length if memory_length is None else memory_length
+        flops = Flops()
+        flops.add_embedding(self.embedding, lanes * segment)
+        self._count(flops, lanes, segment, memory)
+        flops.add_head(self.head, lanes * segment, tails)
+        return flops
+
     def _prepare(
         self, tokens: Tensor, memory: Any, starts: Tensor | None, lengths: Tensor | None, close: bool
     ) -> tuple[Any, Tensor | None]:
@@ -257,6 +281,9 @@ class LanguageModel(nn.Module):
     @abstractmethod
     def _close(self, memory: Any, lengths: Tensor | None) -> Any:
         """Fold the open segment into the memory. Cuts the gradient where the paper does."""
+
+    def _count(self, flops: Flops, lanes: int, segment: int, memory: int) -> None:
+        """Add all between the embedding and the head. A class without it has no formula."""
 
     # Shared parts
 

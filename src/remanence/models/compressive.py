@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from remanence.errors import InputError
 from remanence.memory import Distances, per_lane, static
 from remanence.models.base import Extras
+from remanence.models.flops import Flops
 from remanence.models.relative import visible_keys
 from remanence.models.transformer_xl import PROJECTIONS, QueueMemory, TransformerXL, TransformerXLConfig
 from remanence.nn.compression import Convolution, DilatedConvolutions, TransposedConvolution
@@ -270,6 +271,27 @@ class CompressiveTransformer(TransformerXL):
                     kept[name].append(_laid(rows.transpose(1, 2), added.transpose(1, 2), eviction))
         columns: dict[str, Any] = {name: tuple(rows) for name, rows in kept.items()}
         return dataclasses.replace(memory, valid=eviction.valid, raw=eviction.raw, segment=None, **columns)
+
+    def _count(self, flops: Flops, lanes: int, segment: int, memory: int) -> None:
+        config, inner = self.config, self.config.num_heads * self.config.head_width
+        width, rate = config.model_width, config.compression_rate
+        self._count_layers(flops, lanes, segment, rows(memory, config.compressed_slots, rate))
+        groups = lanes * ((rate - 1 + segment) // rate) if config.compressed_slots else 0
+        taught = int(config.auxiliary_kind != "none")
+        for _ in self.layers if groups else ():
+            if config.compression == "conv":
+                flops.add("compression", groups, rate * width, width, gradients=taught)
+            elif config.compression == "dilated":
+                flops.add("compression", groups * rate, 3 * width, width, gradients=taught)
+                flops.add("compression", groups, 3 * width, width, gradients=2 * taught)
+            if config.auxiliary_kind == "autoencoding":
+                flops.add("auxiliary loss", groups, width, rate * width, evaluated=False)
+            elif config.auxiliary_kind == "attention":
+                pairs = segment * groups
+                flops.add("auxiliary loss", groups, width, 2 * inner, gradients=1, evaluated=False)
+                flops.add("auxiliary loss", pairs * rate, inner, 2, gradients=0, evaluated=False)
+                flops.add("auxiliary loss", pairs, inner, 1, gradients=1, evaluated=False)
+                flops.add("auxiliary loss", pairs, inner, 1, evaluated=False)
 
     def _check_memory(self, memory: Any) -> None:
         super()._check_memory(memory)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from remanence.errors import InputError, SettingWarning
 from remanence.memory import Distances, newest, per_lane
 from remanence.models.base import Extras
+from remanence.models.flops import Flops
 from remanence.models.relative import mass_by_distance
 from remanence.models.transformer_xl import OpenSegment, TransformerXL, TransformerXLConfig, TransformerXLMemory
 from remanence.nn.continuous import ContinuousMemory, Recall
@@ -399,6 +400,29 @@ class InfiniteFormer(TransformerXL):
         if real is not None:
             nats = nats.masked_fill(~real[:, None], 0) * (real.shape[1] / real.sum(1).clamp(min=1))[:, None, None]
         return self.config.kl_weight * nats.mean((1, 2)).masked_fill(~memory.has_memory, 0)
+
+    def _count(self, flops: Flops, lanes: int, segment: int, memory: int) -> None:
+        """As many tokens leave the slots as are read; a block takes up to C of them, and the gate works on C rows."""
+        config, fit = self.config, self.config.fit
+        width, inner, number = config.model_width, config.num_heads * config.head_width, config.num_basis
+        blocks = -(-segment // config.segment_length)
+        # A block is made of constants; a gradient reaches it through the gate, or the norm it is written through.
+        normed = int(config.writes_normed)
+        learned = int(config.gate or config.writes_normed)
+        self._count_layers(flops, lanes, segment, memory)
+        for _ in self.layers:
+            if config.gate:
+                # Of several blocks, the first alone is written within the segment that reads it.
+                flops.add("writing", lanes * config.segment_length, 3 * width, width, gradients=1 + normed)
+                flops.add("writing", lanes * (blocks - 1) * config.segment_length, 3 * width, width, gradients=0)
+            first = min(segment, config.segment_length)
+            flops.add("writing", lanes * number, first, width, gradients=learned)
+            flops.add("writing", lanes * number, segment - first, width, gradients=0)
+            flops.add("writing", lanes * number * blocks, 2 * fit.samples, width, gradients=0)
+            flops.add("long-term reading", lanes * number, width, inner, gradients=1 + learned)
+            flops.add("long-term reading", lanes * 2, number, width, gradients=1 + learned)
+            flops.add("long-term reading", lanes * 2, width, inner)
+            flops.add("long-term reading", lanes * segment, inner, 2 + number + width)
 
     def _check_memory(self, memory: Any) -> None:
         super()._check_memory(memory)

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from remanence.memory import Distances, Memory, derived, newest, per_lane, per_slot, static
 from remanence.models.base import Extras
+from remanence.models.flops import Flops
 from remanence.models.relative import RelativeConfig, RelativeModel, mass_by_distance, visible_keys
 from remanence.nn.relative import DirectionBiases, falling, tightest
 from remanence.ops.attention import relative_attention
@@ -284,6 +285,23 @@ class LaMemo(RelativeModel):
             window=window,
             segment=None,
         )
+
+    def _count(self, flops: Flops, lanes: int, segment: int, memory: int) -> None:
+        """In all layers but the last, the slots are rows like the tokens, and each looks at n = min(T, M) keys."""
+        config, inner, keys = self.config, self.config.num_heads * self.config.head_width, memory + segment
+        ahead = min(segment, memory)
+        for number in range(config.num_layers):
+            last = number == config.num_layers - 1
+            flops.add_rows(lanes * (segment if last else keys), config)
+            flops.add_attention(lanes, segment, keys, inner, positions=True)
+            if last:
+                flops.add("memory", lanes * memory, config.model_width, 2 * inner)
+            else:
+                flops.add("look-ahead", lanes * memory, inner, 3 * ahead)
+            if config.position == "transformer-xl" and memory and not last:
+                flops.add("distances", memory + 1, config.model_width, inner, gradients=1)
+        distances = keys if config.clamp_length is None else min(keys, config.clamp_length + 1)
+        flops.add("distances", distances, config.model_width, config.num_layers * inner, gradients=1)
 
     # Looking back and looking ahead in one layer
 

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from remanence.errors import InputError
 from remanence.memory import Distances, Memory, per_lane, per_slot
 from remanence.models.base import Extras, LanguageModel, ModelConfig
+from remanence.models.flops import Flops
 from remanence.nn.sublayers import AttentionSublayer, FeedForwardSublayer
 from remanence.ops.slots import biased_normalization, initial_slots, write_slots
 
@@ -403,6 +404,27 @@ class Memformer(LanguageModel):
 
     def _split(self, rows: Tensor) -> Tensor:
         return rows.unflatten(-1, (self.writer_heads, -1)).transpose(1, 2)
+
+    def _count(self, flops: Flops, lanes: int, segment: int, memory: int) -> None:
+        """The encoder reads a previous segment of T tokens. What the writer made is read by later horizons alone."""
+        config = self.config
+        width, inner, previous = config.model_width, config.num_heads * config.head_width, config.segment_length
+        flops.add_embedding(self.embedding, lanes * previous)
+        for _ in self.encoder:
+            flops.add_rows(lanes * previous, config)
+            flops.add_attention(lanes, previous, previous, inner)
+            if memory:
+                flops.add("memory", lanes * previous, width, 2 * inner)
+                flops.add("memory", lanes * memory, width, 2 * inner)
+                flops.add_attention(lanes, previous, memory, inner)
+        flops.add("writing", 2 * lanes * (memory + previous), width, width, gradients=0)
+        flops.add("writing", lanes * memory, width, 2 * previous, gradients=0)
+        for _ in self.decoder:
+            flops.add_rows(lanes * segment, config)
+            flops.add_attention(lanes, segment, segment, inner)
+            flops.add("projections", lanes * segment, width, 2 * inner)
+            flops.add("projections", lanes * previous, width, 2 * inner)
+            flops.add_attention(lanes, segment, previous, inner)
 
     # What is refused
 

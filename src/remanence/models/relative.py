@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from remanence.errors import InputError
 from remanence.memory import Distances
 from remanence.models.base import Extras, LanguageModel, ModelConfig
+from remanence.models.flops import Flops
 from remanence.nn.layer import Layer
 from remanence.nn.positions import sinusoids
 
@@ -80,6 +81,20 @@ class RelativeModel(LanguageModel):
         memory = self.config.memory_length if memory_length is None else memory_length
         back = memory - 1 if self.config.same_length else memory + segment - 1
         return Distances(back=self._clamp(back), ahead=None)
+
+    def _count_layers(self, flops: Flops, lanes: int, tokens: int, slots: int) -> None:
+        """Layers whose tokens ask the slots and one another, and tables of all distances between them."""
+        config, inner = self.config, self.config.num_heads * self.config.head_width
+        relative = config.position not in ("absolute", "learned")
+        for _ in self.layers:
+            flops.add_rows(lanes * tokens, config)
+            # Slots are constants to a horizon of one segment, but not what a norm makes of them.
+            flops.add(
+                "memory", lanes * slots, config.model_width, 2 * inner, gradients=1 if config.norm == "post" else 2
+            )
+            flops.add_attention(lanes, tokens, slots + tokens, inner, positions=config.position != "absolute")
+            if relative:
+                flops.add("distances", slots + tokens, config.model_width, inner, gradients=1)
 
     def _slots(self, lanes: int, length: int | None) -> int:
         slots = super()._slots(lanes, length)

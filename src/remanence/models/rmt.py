@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from remanence.errors import InputError
 from remanence.memory import Distances, Memory, per_lane, per_slot, static
 from remanence.models.base import Extras
+from remanence.models.flops import Flops
 from remanence.models.relative import RelativeConfig
 from remanence.models.transformer_xl import TransformerXL, TransformerXLMemory
 
@@ -150,6 +151,10 @@ class RecurrentMemoryTransformer(TransformerXL):
         none = memory.vectors.new_zeros(memory.lanes, 0, self.config.model_width)
         valid = memory.written.new_zeros(memory.lanes, 0)
         return TransformerXLMemory(hidden=tuple(none for _ in self.layers), valid=valid, hold=memory.hold)
+
+    def _count(self, flops: Flops, lanes: int, segment: int, memory: int) -> None:
+        """Memory tokens are read and written in the places of tokens."""
+        self._count_layers(flops, lanes, 2 * memory + segment, 0)
 
     def _table_rows(self, memory: Any, num_keys: int) -> int:
         return max(super()._table_rows(memory, num_keys), self.config.segment_length + 2 * self.config.memory_tokens)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from remanence.errors import InputError
 from remanence.memory import Distances
+from remanence.models.flops import Flops
 from remanence.models.relative import RelativeConfig
 from remanence.models.transformer_xl import TransformerXL, TransformerXLMemory
 
@@ -43,6 +44,9 @@ class Transformer(TransformerXL):
         if length:
             raise InputError(f"A memory of length {length} was asked for, but a transformer has none; give 0.")
         return super().init_memory(lanes, 0, hold)
+
+    def _count(self, flops: Flops, lanes: int, segment: int, memory: int) -> None:
+        self._count_layers(flops, lanes, segment, 0)
 
     def _enter(self, embedded: Tensor, opened: int) -> Tensor:
         if self.config.position == "relative":

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from remanence.errors import InputError
 from remanence.memory import Distances, Memory, derived, newest, per_lane, per_slot, static
 from remanence.models.base import Extras
+from remanence.models.flops import Flops
 from remanence.models.relative import RelativeConfig, RelativeModel, attention_received, mass_by_distance, visible_keys
 from remanence.nn.relative import DirectionBiases, LearnedPositions, falling, tightest
 from remanence.ops.attention import Read, relative_attention
@@ -210,6 +211,9 @@ class TransformerXL(RelativeModel):
         pairs = [layer.project_keys_values(rows) for layer, rows in zip(self.layers, memory.hidden, strict=True)]
         keys, values = (tuple(rows.transpose(1, 2) for rows in column) for column in zip(*pairs, strict=True))
         return dataclasses.replace(memory, keys=keys, values=values)
+
+    def _count(self, flops: Flops, lanes: int, segment: int, memory: int) -> None:
+        self._count_layers(flops, lanes, segment, memory)
 
     def _earlier(self, memory: Any, number: int) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer, of the slots and of the tokens that an open segment has."""

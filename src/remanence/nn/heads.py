@@ -74,6 +74,20 @@ class SoftmaxHead(nn.Module):
             parts.append(head[..., cutoff + number, None] + tail.log_softmax(-1))
         return torch.cat(parts, dim=-1)
 
+    @property
+    def model_width(self) -> int:
+        return self._tied[0].model_width
+
+    @property
+    def is_projected(self) -> bool:
+        """Whether hidden states are projected before they meet the tables."""
+        return len(self._tied[0].projections) > 0
+
+    def width(self, number: int) -> int:
+        """E, of the table of one bin."""
+        tables = self._tied[0].tables
+        return tables[min(number, len(tables) - 1)].shape[1]
+
     @torch.compiler.disable  # pyright: ignore[reportArgumentType]
     def _add_tails(
         self, losses: Float[Tensor, " N"], rows: Float[Tensor, "N D"], wanted: Int[Tensor, " N"]
