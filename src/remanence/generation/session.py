@@ -18,8 +18,10 @@ Shapes
 from __future__ import annotations
 
 import codecs
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from remanence.errors import InputError
+from remanence.errors import InputError, SettingWarning
 from remanence.evaluation.holding import distances_to_hold
 from remanence.generation import storage
+from remanence.generation.graphs import Cycle, recorder_of
 from remanence.generation.prompt import opening, settled
 from remanence.generation.sampling import Sampling, draw
 from remanence.generation.stopping import StopFilter
@@ -40,6 +43,9 @@ BLOCK = 1 << 16
 
 HEARD = 64
 """Last tokens of a prompt that the decoders are shown, so that text goes on inside a character or a line."""
+
+SEGMENTS_THAT_PAY = 3
+"""Recording a step costs two or three times what running it does, and replaying it saves most of that."""
 
 LARGEST_SEED = 2**63 - 1
 """What torch's generators take."""
@@ -75,6 +81,8 @@ class Session:
     segment_length    where segments are closed; by default that of the model's configuration
     hold_distances    hold distances at the largest trained ones where memory or segments are longer than in training
     trained           largest distances seen in training; a run brings its own
+    graphs            on a CUDA GPU, record the steps of a segment once and replay them (`generation/graphs.py`): by
+                      default where enough tokens are drawn to pay; true always, false never
     """
 
     def __init__(
@@ -90,6 +98,7 @@ class Session:
         segment_length: int | None = None,
         hold_distances: bool = True,
         trained: Distances | None = None,
+        graphs: bool | None = None,
     ) -> None:
         if samples < 1:
             raise InputError(f"{samples} samples were asked for; give at least 1.")
@@ -110,7 +119,10 @@ class Session:
         hold = distances_to_hold(self.model, trained, self.segment_length, slots) if hold_distances else None
         with torch.no_grad():
             memory = self.model.init_memory(lanes=1, length=slots, hold=hold)
-            self.memory: Memory = self.model.with_projections(memory)
+            self._memory: Memory = self.model.with_projections(memory)
+        self._graphs = graphs
+        self._cycle: Cycle | None = None
+        self._drawn = self._announced = 0
         self.tokens_read = 0
         """Tokens given to the model so far, drawn ones included."""
         self._forked = False
@@ -121,6 +133,15 @@ class Session:
         self._decoders = [self.tokenizer.stream_decoder()]
         self._filters = [StopFilter(self.stops)]
         self._generators: list[torch.Generator] = []
+
+    @property
+    def memory(self) -> Memory:
+        """All that was read, and what was drawn up to the last token but one."""
+        return self._memory if self._cycle is None else self._cycle.kept(self._memory)
+
+    @memory.setter
+    def memory(self, memory: Memory) -> None:
+        self._memory = memory
 
     # Reading
 
@@ -206,14 +227,10 @@ class Session:
             return None
         self._begin()
         with torch.no_grad():
-            hidden, memory = self._predict()
-            # A model may have more rows than its tokenizer has tokens.
-            logits = self.model.head.logits(hidden[:, -1:])[:, 0, : self.tokenizer.vocab_size]
-            if (start := getattr(self.tokenizer, "start_token", None)) is not None:
-                # Documents begin with it, and it is nowhere else.
-                logits[:, start] = -torch.inf
+            logits, memory = self._predict()
         drawn = draw(logits, self.sampling, [self._generators[sample] for sample in self._running])
         self.memory, self._pending = memory, drawn[:, None]
+        self._drawn += 1
         ids: list[int | None] = [None] * self.samples
         pieces = [""] * self.samples
         for sample, token in zip(self._running, drawn.tolist(), strict=True):
@@ -226,8 +243,15 @@ class Session:
         """Steps until all samples have ended, at most `max_tokens` (None: without end)."""
         if max_tokens is not None and max_tokens < 0:
             raise InputError(f"{max_tokens} tokens were asked for; give 0 or more.")
-        count = 0
-        while (max_tokens is None or count < max_tokens) and (step := self.step()) is not None:
+        count, endless = 0, SEGMENTS_THAT_PAY * self.segment_length
+        while max_tokens is None or count < max_tokens:
+            self._announced = endless if max_tokens is None else max_tokens - count
+            try:
+                step = self.step()
+            finally:
+                self._announced = 0
+            if step is None:
+                return
             count += 1
             yield step
 
@@ -278,6 +302,7 @@ class Session:
         sampling: Sampling | None = None,
         stops: Sequence[str] | None = None,
         seed: int | None = None,
+        graphs: bool | None = None,
     ) -> Session:
         """A session that goes on where the saved one was; settings that are given replace the saved ones.
 
@@ -293,6 +318,7 @@ class Session:
                 sampling=Sampling(**state["sampling"]) if sampling is None else sampling,
                 stops=state["stops"] if stops is None else stops,
                 seed=state["seed"] if seed is None else seed,
+                graphs=graphs,
             )
             session._restore(path, memory, state, reseed=seed is not None)
         return session
@@ -406,18 +432,49 @@ class Session:
         return decoder
 
     def _predict(self) -> tuple[Tensor, Memory]:
-        """What the next token is drawn from, in the last place of (B, R, D), and the memory after all that was read."""
+        """Scores of the next token, (B, V), and the memory after all that was read."""
+        if (cycle := self._recording()) is not None:
+            try:
+                logits, memory = cycle(self._pending, self._memory)
+            except RuntimeError as error:
+                self._memory, self._cycle, self._graphs = cycle.kept(self._memory), None, False
+                reason = str(error).partition("\n")[0]
+                warnings.warn(f"Steps are not recorded, for {reason}; drawing goes on.", SettingWarning, stacklevel=4)
+            else:
+                self.tokens_read += 1
+                return logits, memory
         if not self._pending.shape[1]:
-            return self.model.peek(self.memory), self.memory
+            return self._scores(self.model.peek(self.memory)), self.memory
         hidden, memory = self._feed(self._pending)
-        return (hidden if self.model.shift else self.model.peek(memory)), memory
+        return self._scores(hidden if self.model.shift else self.model.peek(memory)), memory
+
+    def _recording(self) -> Cycle | None:
+        """The cycle that this step belongs to; None where it is no step of one token, or does not pay."""
+        pays = self._drawn + self._announced >= SEGMENTS_THAT_PAY * self.segment_length
+        wanted = pays if self._graphs is None else self._graphs
+        if not wanted or self._pending.shape[1] != 1:
+            return None
+        if self._cycle is None and (recorder := recorder_of(self._device)) is not None:
+            step = partial(_step, self.model, self.segment_length, self._scores)
+            waits = partial(_waits, self.model, self.segment_length)
+            self._cycle = Cycle(step, self.segment_length, recorder, waits)
+        return self._cycle
+
+    def _scores(self, hidden: Tensor) -> Tensor:
+        """Logits (B, V) after the last place of hidden states (B, R, D)."""
+        # A model may have more rows than its tokenizer has tokens.
+        logits = self.model.head.logits(hidden[:, -1:])[:, 0, : self.tokenizer.vocab_size]
+        if (start := getattr(self.tokenizer, "start_token", None)) is not None:
+            # Documents begin with it, and it is nowhere else.
+            logits[:, start] = -torch.inf
+        return logits
 
     def _feed(self, tokens: Tensor) -> tuple[Tensor, Memory]:
         """Read tokens (B, R) into the open segment, and close it when it is full."""
-        opened = self.memory.opened
-        assert 0 < tokens.shape[1] <= self.segment_length - opened
-        close = opened + tokens.shape[1] == self.segment_length
-        hidden, memory, _ = self.model(tokens.to(self._device), self.memory, None, close=close)
+        memory = self.memory
+        assert 0 < tokens.shape[1] <= self.segment_length - memory.opened
+        close = memory.opened + tokens.shape[1] == self.segment_length
+        hidden, memory, _ = self.model(tokens.to(self._device), memory, None, close=close)
         self.tokens_read += tokens.shape[1]
         return hidden, memory
 
@@ -432,10 +489,22 @@ class Session:
             lanes = torch.tensor(kept)
             self.memory, self._pending = self.memory[lanes.to(self._device)], self._pending[lanes]
         self._running = [self._running[lane] for lane in kept]
+        # Another batch is recorded anew, which must pay again.
+        self._drawn = 0
 
     @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+
+def _step(model: Any, segment_length: int, scores: Any, tokens: Tensor, memory: Any) -> tuple[Tensor, Any]:
+    """Logits and memory after one more token of each lane."""
+    hidden, memory, _ = model(tokens, memory, None, close=memory.opened + 1 == segment_length)
+    return scores(hidden if model.shift else model.peek(memory)), memory
+
+
+def _waits(model: Any, segment_length: int, memory: Any) -> bool:
+    return model.waits(memory, close=memory.opened + 1 == segment_length)
 
 
 def _seeded(seed: int, samples: int) -> list[torch.Generator]:

@@ -225,6 +225,13 @@ class LanguageModel(nn.Module):
         """
         return memory
 
+    def waits(self, memory: Any, close: bool = False) -> bool:
+        """Whether reading one more token after this memory waits for the device, to learn a number that it holds.
+
+        What does not wait can be recorded as a graph. It never depends on the numbers in the memory.
+        """
+        return False
+
     def distances(self, segment_length: int | None = None, memory_length: int | None = None) -> Distances:
         """The largest distances that occur with such lengths (default: the configuration's).
 

@@ -256,6 +256,10 @@ class InfiniteFormer(TransformerXL):
             key=table.new_zeros(lanes, dtype=torch.long),
         )
 
+    def waits(self, memory: Any, close: bool = False) -> bool:
+        """Where a block is written: which operator a lane needs depends on how many vectors wait."""
+        return not memory.opened or (close and memory.opened >= self.config.segment_length)
+
     def _read(
         self, tokens: Tensor, memory: Any, lengths: Tensor | None, *, keep: bool, extras: bool, predict: bool = True
     ) -> tuple[Tensor, Any, Extras]:

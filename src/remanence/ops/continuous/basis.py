@@ -32,7 +32,8 @@ class Basis:
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
         """The centre c_k and the width s_k of every function."""
         places = torch.arange(self.centres, dtype=dtype, device=device) / (self.centres - 1)
-        widths = torch.tensor(self.widths, dtype=dtype, device=device)
+        # Filled where they are wanted: a copy from elsewhere would have the device wait.
+        widths = torch.cat([torch.full((1,), width, dtype=dtype, device=device) for width in self.widths])
         return places.repeat_interleave(len(self.widths)), widths.repeat(self.centres)
 
 
