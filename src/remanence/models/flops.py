@@ -5,8 +5,8 @@ A product of (n, k) and (k, m) is 2 n k m operations. Backward, each factor that
     training = forward (1 + gradients),   gradients 2 inside a model, 1 where a factor is a constant, 0 where both are
 
 Attention counts all T x S pairs, those that a mask hides included; looking ahead counts its band of n keys for each of
-M slots. Nothing is counted twice: not the logits that a loss computes again, nor a segment that an engine replays. Norms,
-softmax, dropout, sums, look-ups and the optimizer are left out, as is usual. The formulas of each model are in
+M slots. Nothing is counted twice: not the logits that a loss computes again, nor a segment that an engine replays.
+Norms, softmax, dropout, sums, look-ups and the optimizer are left out, as is usual. The formulas of each model are in
 `docs/performance.md`; a test compares them with the profiler's count of what really runs.
 
 Shapes: B lanes, T tokens, M slots, S keys, H heads, K head width, D model width, F feed-forward width, V vocabulary.
