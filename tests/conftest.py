@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Workers would fight for the cores, and results would depend on how many there are.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# Kernels for a GPU run in Triton's interpreter where there is none. It must be known before Triton is first imported.
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 # Wherever shapes stand in signatures they are checked, by the name of each axis. The numeric tower lets 0 be a float.
@@ -23,6 +28,19 @@ jaxtyping.install_import_hook(
     ["remanence.memory", "remanence.ops", "remanence.nn", "remanence.models"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+
+
+class Kernels:
+    """Finds modules of kernels before the hook does: Triton must find the functions as they are written."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
+        if ".triton_" not in name:
+            return None
+        return PathFinder.find_spec(name, path, target)
+
+
+sys.meta_path.insert(0, Kernels)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from remanence.ops.attention.fused import applies, fused_attention
 from remanence.ops.attention.shift import shift
 from remanence.ops.attention.softmax import masked_softmax
 from remanence.ops.dropout import dropout as drop
@@ -46,6 +47,19 @@ def relative_attention(
 
     Source: Dai et al. 2019 (arXiv 1901.02860), section 3.3 and appendix B.
     """
+    if not with_weights and applies(queries, keys, values):
+        context, logsum = fused_attention(
+            queries,
+            keys,
+            values,
+            visible,
+            content_bias=content_bias,
+            position_bias=position_bias,
+            positions=positions,
+            distance_bias=distance_bias,
+            dropout=dropout,
+        )
+        return Read(context, logsum if with_logsum else None, None)
     num_queries, head_width = queries.shape[-2:]
     scale = 1 / math.sqrt(head_width)
     content = (queries if content_bias is None else queries + content_bias[:, None].to(queries.dtype)) * scale

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from remanence.ops.attention.fused import applies, fused_attention
 from remanence.ops.attention.relative import Read, read
 from remanence.ops.attention.shift import shift
 
@@ -30,6 +31,9 @@ def look_ahead(
 
     Source: Ji et al. 2022 (arXiv 2204.07341), section 3.1; the blocks are derived in README.md.
     """
+    if applies(queries, keys, values):
+        biases = {"content_bias": content_bias, "position_bias": position_bias, "positions": positions}
+        return Read(*fused_attention(queries, keys, values, visible, **biases, dropout=dropout), None)
     scale = 1 / math.sqrt(queries.shape[-1])
     content = (queries + content_bias[:, None].to(queries.dtype)) * scale
     asked = (queries + position_bias[:, None].to(queries.dtype)) * scale
