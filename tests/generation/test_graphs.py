@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.generation.elsewhere import Elsewhere, Still
 from tests.generation.tape import Tape, TapeRecorder, Waiting
 from tests.models.unchecked import without_checks
 from tests.models.variants import VARIANTS, Variant, gap, text
@@ -95,6 +97,24 @@ def test_only_a_step_that_says_so_waits_for_the_device(variant: Variant) -> None
                 waited = True
             assert waited == waits(memory), place
             _, memory = step(tokens[:, place, None], memory)
+
+
+def test_a_step_moves_nothing_between_devices(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It does not know the device, and none of these models computes in anything but float64.
+    monkeypatch.setattr(torch, "autocast", lambda *arguments, **options: nullcontext())
+    model, elsewhere = variant.model(), Elsewhere()
+    step, waits, length = steps_of(model)
+    step_there, _, _ = steps_of(elsewhere.model(model))
+    with torch.no_grad():
+        memory = begin(model, 2)
+        (tokens,) = text(model, length, lanes=2)
+        for place in range(length):
+            token = tokens[:, place, None]
+            if not waits(memory):
+                given = elsewhere.tensor(token), elsewhere.memory(memory)
+                with elsewhere.mode, Still():
+                    step_there(*given)
+            _, memory = step(token, memory)
 
 
 @pytest.mark.parametrize("name", ["transformer-xl", "lamemo", "compressive", "infinite-former", "memformer", "rmt"])

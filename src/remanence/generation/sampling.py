@@ -105,15 +105,16 @@ def probabilities(logits: Float[Tensor, "B V"], sampling: Sampling) -> Float[Ten
 
 
 def draw(logits: Float[Tensor, "B V"], sampling: Sampling, generators: Sequence[torch.Generator]) -> Int[Tensor, " B"]:
-    """One token per lane, each from its own generator, which greedy choice leaves alone.
+    """One token per lane, on the CPU, each from its own generator, which greedy choice leaves alone.
 
-    A lane's tokens depend on its own generator only, never on how many lanes there are.
+    A lane's tokens depend on its own generator only, never on how many lanes there are. The choice is made where the
+    logits are: of a large vocabulary nothing but the tokens leaves a GPU.
     """
-    mass = probabilities(logits, sampling).cpu()
+    mass = probabilities(logits, sampling)
     if sampling.greedy:
-        return mass.argmax(dim=-1)
+        return mass.argmax(dim=-1).cpu()
     uniform = torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
-    return pick(mass, uniform)
+    return pick(mass, uniform.to(mass.device)).cpu()
 
 
 def pick(mass: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
