@@ -71,7 +71,7 @@ def check_learning(candidate: Any, steps: int, result: Result) -> None:
             f"{candidate.label} does not learn: its loss was {before.item():.4g} and after {steps} steps on the same "
             f"segment {after.item():.4g}; nothing was timed."
         )
-    _once(result, f"Every candidate's loss on a segment is finite, and lower after {steps} steps on it.")
+    once(result, f"Every candidate's loss on a segment is finite, and lower after {steps} steps on it.")
 
 
 def check_reading(candidate: Any, result: Result) -> None:
@@ -83,9 +83,10 @@ def check_reading(candidate: Any, result: Result) -> None:
     candidate.model.train()
     if not torch.isfinite(full).all() or torch.equal(full, empty):
         raise Disagreement(f"{candidate.label} does not read its memory, or not to finite losses; nothing was timed.")
-    _once(result, "Every memory of a chosen length changes the losses, so it is read.")
+    once(result, "Every memory of a chosen length changes the losses, so it is read.")
 
 
-def _once(result: Result, sentence: str) -> None:
+def once(result: Result, sentence: str) -> None:
+    """Tell what was checked, unless it was told before."""
     if sentence not in result.checks:
         result.checks.append(sentence)

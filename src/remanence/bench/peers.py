@@ -95,6 +95,41 @@ class GPT2(Peer):
         return self.model(tokens, use_cache=False).logits, None
 
 
+class GPT2Window(Peer):
+    """GPT-2 with its key-value cache, of which the newest M tokens stay: memory of a kind that needs no training.
+
+    The learned positions end at M + T: once the window is full, a token stands where it ends. What slid out of the
+    window lives on in the keys that saw it, so this is no longer the model on the window alone; it is what is usually
+    done, and costs what it costs.
+    """
+
+    name, package = "GPT-2, sliding cache", "transformers"
+
+    def __init__(self, settings: Settings, memory_length: int) -> None:
+        self.memory_length = memory_length
+        self.model = gpt2(settings, memory_length + settings.segment_length)
+
+    def read(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        held = 0 if state is None else state.get_seq_length()
+        places = torch.arange(held, held + tokens.shape[1], device=tokens.device)[None]
+        found = self.model(tokens, past_key_values=state, position_ids=places, use_cache=True)
+        for layer in found.past_key_values.layers:
+            begin = max(0, layer.keys.shape[2] - self.memory_length)
+            layer.keys, layer.values = layer.keys[:, :, begin:], layer.values[:, :, begin:]
+        return found.logits, found.past_key_values
+
+
+class GPT2Again(GPT2Window):
+    """The same window without a cache: all its tokens are read again with every segment."""
+
+    name = "GPT-2, window read again"
+
+    def read(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        window = tokens if state is None else torch.cat([state, tokens], dim=1)
+        logits = self.model(window, use_cache=False).logits[:, -tokens.shape[1] :]
+        return logits, window[:, max(0, window.shape[1] - self.memory_length) :]
+
+
 class Compressive(Peer):
     """The Compressive Transformer of compressive-transformer-pytorch."""
 
@@ -189,11 +224,12 @@ class RecurrentMemory(Peer):
         return logits, state.detach()
 
 
-PEERS: tuple[type[Peer], ...] = (XTransformers, GPT2, Compressive, Memformer, RecurrentMemory)
+TRAINED: tuple[type[Peer], ...] = (XTransformers, GPT2, Compressive, Memformer, RecurrentMemory)
+SCORED: tuple[type[Peer], ...] = (XTransformers, GPT2Again, GPT2Window, Compressive, Memformer, RecurrentMemory)
 
 
 def make_peers(
-    settings: Settings, memory_length: int, note: Callable[[str], None], kinds: tuple[type[Peer], ...] = PEERS
+    settings: Settings, memory_length: int, note: Callable[[str], None], kinds: tuple[type[Peer], ...] = TRAINED
 ) -> list[Peer]:
     """Those that are installed, in training mode on the device of the bench; `note` hears why one is missing."""
     made = []

@@ -75,6 +75,8 @@ class Settings:
     compile: bool = False
     peers: bool = True
     quick: bool = False
+    protocols: tuple[tuple[int, int], ...] = ()
+    """Of evaluation: tokens of a segment and positions remembered; the published ones where none is given."""
     places: tuple[int, ...] = ()
     """Tokens read before generation is timed."""
     batches: tuple[int, ...] = ()

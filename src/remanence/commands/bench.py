@@ -33,7 +33,6 @@ Example: remanence bench train --models transformer-xl lamemo --memory-length 15
 ONLY: dict[str, tuple[str, ...]] = {
     "models": ("train", "evaluate", "generate"),
     "memory_length": ("train", "evaluate", "generate", "ops"),
-    "segment_length": ("train", "generate", "ops"),
     "dropout": ("train", "ops"),
     "compile": ("train",),
     "tokens": ("generate",),
@@ -63,7 +62,8 @@ class Arguments:
     vocabulary: Annotated[int | None, option("N")] = None
     """Tokens in the vocabulary, with a plain softmax."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Numbers of the matrix products; auto takes bfloat16 where this machine is faster in it."""
+    """Numbers of the matrix products; auto takes bfloat16 where this machine is faster in it, and float32 to generate,
+    as remanence generate does."""
     device: str = "auto"
     """Where to compute: auto (a GPU when there is one), cpu, cuda, cuda:1."""
     threads: Annotated[int | None, option("N")] = None
@@ -122,9 +122,12 @@ def run(settings: Settings, told: Callable[[int, int], None]) -> Result:
 
     torch.manual_seed(settings.seed)
     peak = MatrixPeak(torch.device(settings.device), getattr(torch, settings.dtype), quick=settings.quick)
+    from remanence.bench.evaluate import bench_evaluate
+    from remanence.bench.generate import bench_generate
     from remanence.bench.train import bench_train
 
-    return {"train": bench_train}[settings.kind](settings, peak, told)
+    benches = {"train": bench_train, "evaluate": bench_evaluate, "generate": bench_generate}
+    return benches[settings.kind](settings, peak, told)
 
 
 def settle(arguments: Arguments) -> Settings:
@@ -154,21 +157,40 @@ def settle(arguments: Arguments) -> Settings:
         given = getattr(arguments, name)
         return usual if given is None or given == () else given
 
+    protocols: tuple[tuple[int, int], ...] = ()
+    if arguments.kind == "evaluate" and (arguments.segment_length is not None or arguments.memory_length):
+        if arguments.segment_length is None or not arguments.memory_length:
+            raise InputError("--segment-length and --memory-length make a protocol together; give both, or neither.")
+        protocols = tuple((arguments.segment_length, length) for length in arguments.memory_length)
+    for name, given in (("tokens", arguments.tokens), ("batch", arguments.batch)):
+        if any(number < 1 for number in given) or len(set(given)) < len(given):
+            raise InputError(f"--{name} is {list(given)}, but it must be different numbers of 1 or more.")
+    usual_memory, usual_rounds = shape.memory_length, 3 if arguments.quick else 9
+    dtype = arguments.dtype
+    if arguments.kind == "generate":
+        usual_memory = (8,) if arguments.quick else (512,)
+        # As `remanence generate` does.
+        dtype = "float32" if dtype == "auto" else dtype
+        if len(arguments.memory_length) > 1:
+            raise InputError("remanence bench generate takes one --memory-length; start it once for each.")
     return Settings(
         kind=arguments.kind,
         shape_name=shape_name,
         shape=shape,
         models=chosen("models", OWN),
-        lanes=chosen("lanes", shape.lanes),
+        lanes=chosen("lanes", 1 if arguments.kind == "evaluate" else shape.lanes),
         segment_length=chosen("segment_length", shape.segment_length),
-        memory_length=chosen("memory_length", shape.memory_length),
-        dtype=choose(arguments.dtype, device),
+        memory_length=chosen("memory_length", usual_memory),
+        dtype=choose(dtype, device),
         device=str(device),
         threads=chosen("threads", torch.get_num_threads()),
-        rounds=chosen("rounds", 3 if arguments.quick else 9),
+        rounds=chosen("rounds", usual_rounds),
         warmup=1 if arguments.quick else 2,
         dropout=chosen("dropout", 0.1),
         compile=arguments.compile,
+        protocols=protocols,
+        places=chosen("tokens", (10, 50) if arguments.quick else (1000,)) if arguments.kind == "generate" else (),
+        batches=chosen("batch", (1, 2) if arguments.quick else (1, 16)) if arguments.kind == "generate" else (),
         peers=arguments.peers,
         quick=arguments.quick,
     )
