@@ -27,6 +27,7 @@ from torch import Tensor
 
 from remanence.errors import InputError
 from remanence.files import writing
+from remanence.rows import append, sharing
 
 FORMAT = "remanence-memory-1"
 
@@ -328,15 +329,17 @@ def _fit(tensor: Tensor, role: str, length: int) -> Tensor:
     return torch.cat([padding, kept], dim=1)
 
 
-def newest(old: Tensor, new: Tensor, counts: Tensor | None = None) -> Tensor:
+def newest(old: Tensor, new: Tensor, counts: Tensor | None = None, room: int | None = None) -> Tensor:
     """The newest M rows of `[old; new]`, where old is (B, M, ...) and new is (B, T, ...).
 
-    `counts` (B,) says how many of the new rows of each lane are real, from the left; None means all of them.
+    `counts` (B,) says how many of the new rows of each lane are real, from the left; None means all of them. The
+    rows that stay are not copied where that can be helped (`rows.append`, which is given the `room`), unless it is 0.
     """
-    length = old.shape[1]
+    length, count = old.shape[1], new.shape[1]
     if counts is None:
-        kept = old[:, new.shape[1] :]
-        return torch.cat([kept, new[:, new.shape[1] - (length - kept.shape[1]) :]], dim=1)
+        if room == 0 or length <= count or not sharing():
+            return torch.cat([old[:, count:], new[:, max(count - length, 0) :]], dim=1)
+        return append(old, new, room=room)[:, count:]
     rows = torch.cat([old, new], dim=1)
     lanes = torch.arange(rows.shape[0], device=rows.device)[:, None] * rows.shape[1]
     wanted = lanes + counts[:, None] + torch.arange(length, device=rows.device)

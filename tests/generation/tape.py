@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from remanence.generation.graphs import Recording
+from remanence.rows import rehearsing
 
 WAITING = {
     torch.ops.aten._local_scalar_dense.default,
@@ -66,7 +67,8 @@ class TapeRecorder:
         self.recorded = 0
 
     def record(self, compute: Callable[[], Any]) -> Recording:
-        compute()
+        with rehearsing():
+            compute()
         with Tape() as tape:
             results = compute()
         # Capturing computes nothing: what is read before the first replay is caught.

@@ -19,6 +19,7 @@ from remanence.evaluation.protocol import Protocol, as_tested
 from remanence.evaluation.score import Score
 from remanence.memory import Distances
 from remanence.models import LanguageModel
+from remanence.nn.packed import fixed
 from remanence.training.precision import autocast
 
 ROWS = 1 << 10
@@ -67,7 +68,8 @@ def evaluate(
     nats, tokens, correct = 0.0, 0, 0
     tested = as_tested(model, protocol.clamp_length, protocol.same_length, protocol.compressed_length)
     with torch.no_grad(), tested:
-        for seen in _read(model, batches, protocol, extras, accuracy):
+        reading = fixed(model, torch.bfloat16 if protocol.precision == "bfloat16" else None)
+        for seen in _read(reading, batches, protocol, extras, accuracy):
             nats += float(seen.nats.sum())
             tokens += int(seen.scored.sum())
             correct += 0 if seen.correct is None else int(seen.correct.sum())

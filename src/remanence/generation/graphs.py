@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from remanence.memory import Memory
+from remanence.rows import rehearsing
 
 Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
 """Logits (B, V) and the memory after tokens (B, 1): a function of nothing else, which waits for no device."""
@@ -81,7 +82,8 @@ class GraphRecorder:
         self.stream.wait_stream(waiting)
         with torch.cuda.stream(self.stream), casting:
             torch.clear_autocast_cache()
-            compute()
+            with rehearsing():
+                compute()
             torch.cuda.synchronize(self.device)
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             try:

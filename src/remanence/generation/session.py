@@ -37,6 +37,7 @@ from remanence.generation.prompt import opening, settled
 from remanence.generation.sampling import Sampling, draw
 from remanence.generation.stopping import StopFilter
 from remanence.memory import Distances, Memory
+from remanence.nn.packed import fixed
 
 BLOCK = 1 << 16
 """Characters of a prompt that are turned into tokens at a time."""
@@ -108,7 +109,8 @@ class Session:
             raise InputError(f"The memory length is {memory_length}; it must be at least 0.")
         if not 0 <= seed <= LARGEST_SEED - samples:
             raise InputError(f"The seed is {seed}; it must be between 0 and {LARGEST_SEED - samples}.")
-        self.model, self.tokenizer, self.fingerprint, trained = _parts(model, tokenizer, trained)
+        given, self.tokenizer, self.fingerprint, trained = _parts(model, tokenizer, trained)
+        self.model = fixed(given)
         config = self.model.config
         self.samples = samples
         self.sampling = sampling or Sampling()

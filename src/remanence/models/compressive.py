@@ -353,7 +353,7 @@ class CompressiveTransformer(TransformerXL):
 
     # Positions
 
-    def _visible(self, memory: Any, new: int) -> Tensor:
+    def _visible(self, memory: Any, new: int) -> Tensor | None:
         window = memory.compressed_length + memory.length
         return visible_keys(memory.valid, memory.opened, new, self.config.same_length, window)
 
@@ -374,7 +374,7 @@ class CompressiveTransformer(TransformerXL):
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
-        visible: Tensor,
+        visible: Tensor | None,
         tables: tuple[Tensor, ...],
         memory: Any,
         with_weights: bool,

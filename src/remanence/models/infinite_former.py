@@ -30,7 +30,7 @@ from remanence.errors import InputError, SettingWarning
 from remanence.memory import Distances, newest, per_lane
 from remanence.models.base import Extras
 from remanence.models.flops import Flops
-from remanence.models.relative import mass_by_distance
+from remanence.models.relative import joined, mass_by_distance
 from remanence.models.transformer_xl import OpenSegment, TransformerXL, TransformerXLConfig, TransformerXLMemory
 from remanence.nn.continuous import ContinuousMemory, Recall
 from remanence.ops.continuous import (
@@ -45,6 +45,7 @@ from remanence.ops.continuous import (
     safe,
     uniforms,
 )
+from remanence.rows import append
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +274,7 @@ class InfiniteFormer(TransformerXL):
         attends = predict or len(self.layers) > 1
         visible = self._visible(memory, new) if attends else None
         tables = self._tables(memory, num_keys, keep, stream) if attends else ()
+        room = self._room(memory, num_keys, keep)
         inputs, kept, recalled, masses, mass, nats = [], [], [], [], [], []
         for number, (layer, long_term) in enumerate(zip(self.layers, self.long_term, strict=True)):
             inputs.append(stream)
@@ -290,8 +292,7 @@ class InfiniteFormer(TransformerXL):
                 masses.append(self._masses(mean, variance, real))
                 break
             earlier = self._earlier(memory, number)
-            keys, values = (torch.cat(pair, dim=2) for pair in zip(earlier, (keys, values), strict=True))
-            assert visible is not None
+            keys, values = (joined(*pair, room) for pair in zip(earlier, (keys, values), strict=True))
             short = self._attend(number, queries, keys, values, visible, tables, memory, extras)
             long = long_term.read(queries, recall)
             stream = layer.finish(stream, short.context, long.update)
@@ -304,7 +305,7 @@ class InfiniteFormer(TransformerXL):
             if extras:
                 mass.append(mass_by_distance(short.weights))
         if opened:
-            inputs = [torch.cat(pair, dim=1) for pair in zip(memory.segment.hidden, inputs, strict=True)]
+            inputs = [append(*pair, room=room) for pair in zip(memory.segment.hidden, inputs, strict=True)]
         projecting = bool(memory.keys)
         segment = InfiniteSegment(
             keys=tuple(keys for keys, _ in kept) if keep or projecting else (),

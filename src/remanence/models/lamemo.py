@@ -29,10 +29,11 @@ from torch import Tensor
 from remanence.memory import Distances, Memory, derived, newest, per_lane, per_slot, static
 from remanence.models.base import Extras
 from remanence.models.flops import Flops
-from remanence.models.relative import RelativeConfig, RelativeModel, mass_by_distance, visible_keys
+from remanence.models.relative import RelativeConfig, RelativeModel, joined, laid_out, mass_by_distance, visible_keys
 from remanence.nn.relative import DirectionBiases, falling, tightest
 from remanence.ops.attention import relative_attention
 from remanence.ops.look_ahead import look_ahead, merge
+from remanence.rows import append
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +228,7 @@ class LaMemo(RelativeModel):
             embedding=embedded,
             context=tuple(token_contexts),
             logsum=tuple(token_logsums),
-            tables=back if keep else (),
+            tables=tuple(map(laid_out, back)) if keep else (),
         )
         memory = dataclasses.replace(memory, context=tuple(contexts), logsum=tuple(logsums), segment=segment)
         told = Extras(interpolation=tuple(alphas), attention_mass=torch.stack(mass)) if extras else Extras()
@@ -238,21 +239,22 @@ class LaMemo(RelativeModel):
         opened, new = memory.segment, embedded.shape[1]
         num_keys = memory.length + memory.opened + new
         visible = visible_keys(memory.valid, memory.opened, new, self.config.same_length)
+        room = self._room(memory, num_keys, keep=True)
         tables = opened.tables
         if not tables or tables[0].shape[0] < num_keys:
             tables, _ = self._tables(self._table_rows(memory, num_keys), memory, None, embedded)
+            tables = tuple(map(laid_out, tables))
         stream, contexts, logsums, kept, mass = embedded, [], [], [], []
         for number, layer in enumerate(self.layers):
             last = number == len(self.layers) - 1
             queries, keys, values = layer.project(stream)
-            keys = torch.cat([opened.keys[number], keys], dim=2)
-            values = torch.cat([opened.values[number], values], dim=2)
+            keys, values = joined(opened.keys[number], keys, room), joined(opened.values[number], values, room)
             table = tables[number][-num_keys:]
             read = self._look_back(number, queries, keys, values, visible, table, not last, extras)
             if not last:
                 assert read.logsum is not None
-                contexts.append(torch.cat([opened.context[number], read.context.transpose(1, 2)], dim=1))
-                logsums.append(torch.cat([opened.logsum[number], read.logsum.transpose(1, 2)], dim=1))
+                contexts.append(append(opened.context[number], read.context.transpose(1, 2), room=room))
+                logsums.append(append(opened.logsum[number], read.logsum.transpose(1, 2), room=room))
             stream = layer.finish(stream, read.context)
             kept.append((keys, values))
             if extras:
@@ -260,7 +262,7 @@ class LaMemo(RelativeModel):
         segment = OpenSegment(
             keys=tuple(keys for keys, _ in kept),
             values=tuple(values for _, values in kept),
-            embedding=torch.cat([opened.embedding, embedded], dim=1),
+            embedding=append(opened.embedding, embedded, room=room),
             context=tuple(contexts),
             logsum=tuple(logsums),
             tables=tables,
@@ -311,7 +313,7 @@ class LaMemo(RelativeModel):
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
-        visible: Tensor,
+        visible: Tensor | None,
         table: Tensor,
         logsum: bool,
         weights: bool,
@@ -419,4 +421,5 @@ class LaMemo(RelativeModel):
 
     def _fold(self, held: Tensor, rows: Tensor, lengths: Tensor | None) -> Tensor:
         """What a slot tensor is once its segment is over."""
-        return newest(self._cut(held), self._cut(rows).to(held.dtype), lengths)
+        # Every slot but the newest was merged anew, so that nothing is saved by leaving the others where they are.
+        return newest(self._cut(held), self._cut(rows).to(held.dtype), lengths, room=0)

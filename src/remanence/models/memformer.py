@@ -33,6 +33,7 @@ from remanence.models.base import Extras, LanguageModel, ModelConfig
 from remanence.models.flops import Flops
 from remanence.nn.sublayers import AttentionSublayer, FeedForwardSublayer
 from remanence.ops.slots import biased_normalization, initial_slots, write_slots
+from remanence.rows import append
 
 FIRST_BIAS = 0.1
 """Length of a forgetting bias before training, as a share of the radius."""
@@ -392,8 +393,7 @@ class Memformer(LanguageModel):
             normed = layer.attention.norm(stream)
             keys, values = layer.attention.offer(normed)
             if opened:
-                keys = torch.cat([segment.keys[number], keys], dim=2)
-                values = torch.cat([segment.values[number], values], dim=2)
+                keys, values = append(segment.keys[number], keys, 2), append(segment.values[number], values, 2)
             all_keys.append(keys)
             all_values.append(values)
             stream = layer.attention(stream, normed, keys, values, causal)

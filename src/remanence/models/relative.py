@@ -19,6 +19,7 @@ from remanence.models.base import Extras, LanguageModel, ModelConfig
 from remanence.models.flops import Flops
 from remanence.nn.layer import Layer
 from remanence.nn.positions import sinusoids
+from remanence.rows import append
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,15 @@ class RelativeModel(LanguageModel):
             tokens *= 2
         return memory.slots + tokens
 
+    def _room(self, memory: Any, num_keys: int, keep: bool) -> int | None:
+        """For how many further tokens a new buffer of keys and values has room: to the end of an open segment.
+
+        None where they slide on from segment to segment, which leaves it to `append`; 0 where nothing is kept.
+        """
+        if keep or memory.opened:
+            return self._table_rows(memory, num_keys) - num_keys
+        return None if getattr(memory, "keys", ()) else 0
+
     def _clamp(self, distance: int) -> int:
         return distance if self.config.clamp_length is None else min(distance, self.config.clamp_length)
 
@@ -121,14 +131,34 @@ class RelativeModel(LanguageModel):
             raise InputError("The memory has length 0, but with same_length every query would see nothing; resize it.")
 
 
+def joined(earlier: Tensor, rows: Tensor, room: int | None) -> Tensor:
+    """Keys or values of [slots ; tokens so far], (B, H, S, K); those that are there are not copied (`rows.append`).
+
+    What single tokens extend is kept in float32 or better on a CPU (`ops/attention/single.py`).
+    """
+    if rows.shape[2] == 1 and rows.device.type == "cpu" and not torch.is_grad_enabled():
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    return append(earlier, rows, 2, room)
+
+
+def laid_out(table: Float[Tensor, "P H K"]) -> Float[Tensor, "P H K"]:
+    """The same table as single tokens read it fastest: one head after the other, on a CPU in float32 or better."""
+    if torch.is_grad_enabled():
+        return table
+    dtype = torch.promote_types(table.dtype, torch.float32) if table.device.type == "cpu" else table.dtype
+    return table.to(dtype).transpose(0, 1).contiguous().transpose(0, 1)
+
+
 def visible_keys(
     valid: Bool[Tensor, "B M"], opened: int, new: int, same_length: bool, window: int | None = None
-) -> Bool[Tensor, "#B T S"]:
+) -> Bool[Tensor, "#B T S"] | None:
     """Which of the keys [M slots; tokens of the segment so far] each of the `new` last tokens may see.
 
-    With same_length those less than `window` away (default: M).
+    With same_length those less than `window` away (default: M). None where a single token sees all that there is.
     """
     slots = valid.shape[1]
+    if new == 1 and not same_length:
+        return None if not slots else torch.cat([valid, valid.new_ones(len(valid), opened + 1)], dim=1)[:, None]
     keys = slots + opened + new
     query = torch.arange(keys - new, keys, device=valid.device)[:, None]
     distance = query - torch.arange(keys, device=valid.device)

@@ -23,9 +23,18 @@ from remanence.errors import InputError
 from remanence.memory import Distances, Memory, derived, newest, per_lane, per_slot, static
 from remanence.models.base import Extras
 from remanence.models.flops import Flops
-from remanence.models.relative import RelativeConfig, RelativeModel, attention_received, mass_by_distance, visible_keys
+from remanence.models.relative import (
+    RelativeConfig,
+    RelativeModel,
+    attention_received,
+    joined,
+    laid_out,
+    mass_by_distance,
+    visible_keys,
+)
 from remanence.nn.relative import DirectionBiases, LearnedPositions, falling, tightest
 from remanence.ops.attention import Read, relative_attention
+from remanence.rows import append
 
 PROJECTIONS = ("keys", "values")
 """The fields of a memory that hold what fixed weights make of its slots."""
@@ -147,6 +156,7 @@ class TransformerXL(RelativeModel):
         num_keys = slots + opened + new
         visible = self._visible(memory, new)
         tables = self._tables(memory, num_keys, keep, embedded)
+        room = self._room(memory, num_keys, keep)
         stream = self._enter(embedded, opened)
         inputs, kept, received, mass = [], [], [], []
         for number, layer in enumerate(self.layers):
@@ -156,7 +166,7 @@ class TransformerXL(RelativeModel):
                 break
             queries, keys, values = layer.project(stream)
             earlier = self._earlier(memory, number)
-            keys, values = (torch.cat(pair, dim=2) for pair in zip(earlier, (keys, values), strict=True))
+            keys, values = (joined(*pair, room) for pair in zip(earlier, (keys, values), strict=True))
             counted = extras or self.counts_attention
             read = self._attend(number, queries, keys, values, visible, tables, memory, counted)
             stream = layer.finish(stream, read.context)
@@ -168,7 +178,7 @@ class TransformerXL(RelativeModel):
         if not slots:
             inputs = []
         elif opened:
-            inputs = [torch.cat(pair, dim=1) for pair in zip(memory.segment.hidden, inputs, strict=True)]
+            inputs = [append(*pair, room=room) for pair in zip(memory.segment.hidden, inputs, strict=True)]
         projecting = bool(memory.keys)
         segment = OpenSegment(
             keys=tuple(keys for keys, _ in kept) if keep or projecting else (),
@@ -223,7 +233,7 @@ class TransformerXL(RelativeModel):
             return memory.keys[number].transpose(1, 2), memory.values[number].transpose(1, 2)
         return self.layers[number].project_keys_values(memory.hidden[number])
 
-    def _visible(self, memory: Any, new: int) -> Tensor:
+    def _visible(self, memory: Any, new: int) -> Tensor | None:
         """Which keys each of `new` further tokens may see."""
         return visible_keys(memory.valid, memory.opened, new, self.config.same_length)
 
@@ -233,7 +243,7 @@ class TransformerXL(RelativeModel):
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
-        visible: Tensor,
+        visible: Tensor | None,
         tables: tuple[Tensor, ...],
         memory: Any,
         with_weights: bool,
@@ -267,7 +277,9 @@ class TransformerXL(RelativeModel):
             return memory.tables
         distances = falling(rows, self._back_limit(memory.hold), like.device)
         codes = self._codes(distances, like.dtype)
-        return tuple(layer.project_positions(codes) for layer in self.layers)
+        tables = tuple(layer.project_positions(codes) for layer in self.layers)
+        # What is kept will be read by single tokens, but in evaluation by segments.
+        return tuple(map(laid_out, tables)) if keep or (projecting and like.shape[1] == 1) else tables
 
     def _positions(
         self, number: int, num_keys: int, tables: tuple[Tensor, ...], hold: Distances | None
@@ -302,9 +314,11 @@ class TransformerXL(RelativeModel):
 
 
 def _fold(held: Tensor, rows: Tensor, lengths: Tensor | None) -> Tensor:
-    """Projected slots after a segment; `rows` are those of slots and tokens, (B, H, S, K)."""
-    new = rows[:, :, held.shape[1] :].transpose(1, 2)
-    return newest(held.to(new.dtype), new, lengths)
+    """Projected slots after a segment, as (B, M, H, K); `rows` are those of slots and tokens, (B, H, S, K)."""
+    slots = held.shape[1]
+    if lengths is None:
+        return rows[:, :, rows.shape[2] - slots :].transpose(1, 2)
+    return newest(held.to(rows.dtype), rows[:, :, slots:].transpose(1, 2), lengths)
 
 
 def _added(before: Tensor, now: Tensor) -> Tensor:

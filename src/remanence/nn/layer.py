@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from remanence.nn.packed import PackedLinear
 from remanence.ops.dropout import dropout
 
 
@@ -57,7 +58,10 @@ class Layer(nn.Module):
     def project_keys_values(self, stream: Float[Tensor, "B N D"]) -> tuple[Tensor, Tensor]:
         """Keys and values alone, for rows that ask nothing."""
         inner = self.heads[0] * self.heads[1]
-        keys, values = self._split(F.linear(self._read(stream), self.queries_keys_values.weight[inner:]), 2)
+        rows, weights = self._read(stream), self.queries_keys_values
+        packed = isinstance(weights, PackedLinear)
+        projected = weights.tail(rows, inner) if packed else F.linear(rows, weights.weight[inner:])
+        keys, values = self._split(projected, 2)
         return keys, values
 
     def project_positions(self, codes: Float[Tensor, "P D"]) -> Float[Tensor, "P H K"]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from remanence.ops.attention.fused import applies, fused_attention
 from remanence.ops.attention.shift import shift
+from remanence.ops.attention.single import single_query
 from remanence.ops.attention.softmax import masked_softmax
 from remanence.ops.dropout import dropout as drop
 
@@ -61,6 +63,19 @@ def relative_attention(
         )
         return Read(context, logsum if with_logsum else None, None)
     num_queries, head_width = queries.shape[-2:]
+    if num_queries == 1 and not (dropout or torch.is_grad_enabled()):
+        context, logsum, weights = single_query(
+            queries,
+            keys,
+            values,
+            visible,
+            content_bias=content_bias,
+            position_bias=position_bias,
+            positions=positions,
+            distance_bias=distance_bias,
+            with_logsum=with_logsum,
+        )
+        return Read(context, logsum, weights if with_weights else None)
     scale = 1 / math.sqrt(head_width)
     content = (queries if content_bias is None else queries + content_bias[:, None].to(queries.dtype)) * scale
     scores = content @ keys.transpose(-2, -1)
