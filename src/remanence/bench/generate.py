@@ -207,8 +207,9 @@ def check_decoding(model: Any, settings: Settings, result: Result) -> None:
             for place in range(length):
                 hidden, by_token, _ = model(tokens[:, place : place + 1], by_token, close=place == length - 1)
                 singles.append(hidden)
-            logits = [model.head.logits(each) for each in (whole, torch.cat(singles, dim=1))]
-            apart = max(apart, check_same(f"{model.config.architecture} token by token", *logits, 10 * EXACT))
+            wanted, found = model.head.logits(whole), model.head.logits(torch.cat(singles, dim=1))
+            what = f"{model.config.architecture} token by token"
+            apart = max(apart, check_same(what, found, wanted, 10 * EXACT))
     once(
         result,
         f"{model.config.architecture} gives token by token the logits of reading at once, in float32, to {apart:.1e}.",

@@ -124,9 +124,10 @@ def run(settings: Settings, told: Callable[[int, int], None]) -> Result:
     peak = MatrixPeak(torch.device(settings.device), getattr(torch, settings.dtype), quick=settings.quick)
     from remanence.bench.evaluate import bench_evaluate
     from remanence.bench.generate import bench_generate
+    from remanence.bench.ops import bench_ops
     from remanence.bench.train import bench_train
 
-    benches = {"train": bench_train, "evaluate": bench_evaluate, "generate": bench_generate}
+    benches = {"train": bench_train, "evaluate": bench_evaluate, "generate": bench_generate, "ops": bench_ops}
     return benches[settings.kind](settings, peak, told)
 
 
