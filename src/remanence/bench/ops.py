@@ -71,10 +71,12 @@ class Case:
             apart = max(apart, check_same(f"{self.operation} by {name}", found, wanted, APART))
             for key, gradient in gradients.items():
                 other = own[key]
-                if gradient is None or other is None:
-                    continue
-                scale = max(gradient.abs().max().item(), 1e-12)
                 what = f"the gradient of {key} in {self.operation} by {name}"
+                if gradient is None:
+                    continue
+                if other is None:
+                    raise Disagreement(f"{what} is missing; nothing was timed.")
+                scale = max(gradient.abs().max().item(), 1e-12)
                 check_same(what, other / scale, gradient / scale, APART)
         return apart
 
