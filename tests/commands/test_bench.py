@@ -98,10 +98,16 @@ def test_training_steps_of_other_packages(tmp_path: Path) -> None:
 def test_evaluation_with_and_without_projections(tmp_path: Path) -> None:
     found = bench("evaluate", tmp_path, "--models", "transformer-xl", "lamemo", "rmt")
     check_layout(found, "evaluate")
-    own = {(row["model"], row["kept"], row["segment_length"]): row for row in found["rows"] if row["own"]}
+    own = {
+        (row["model"], row["kept"], row["segment_length"]): row
+        for row in found["rows"]
+        if row["own"] and row["packed"] == row["kept"]
+    }
     assert {key[2] for key in own} == {4, 1} and ("transformer-xl", True, 1) in own
     assert own["transformer-xl", True, 4]["times_faster_than_plain"] > 0
     assert own["transformer-xl", False, 4]["times_faster_than_plain"] is None
+    assert own["transformer-xl", True, 4]["times_faster_by_keeping"] > 0
+    assert any(row["packed"] and not row["kept"] for row in found["rows"])
     # Nothing can be kept of it.
     assert ("rmt", True, 4) not in own
     assert any("projections kept" in sentence for sentence in found["checks"])

@@ -1,7 +1,9 @@
-"""What scoring costs: short segments after long memories, each model as it is and with what `with_projections` keeps.
+"""What scoring costs: short segments after long memories, each model as it is and as `remanence evaluate` reads.
 
-Every candidate reads the same text, segment by segment, with its memory full. Before anything is timed, keeping must
-give the losses of not keeping, in float32.
+Evaluation knows that weights do not change. So it lays them out once for the processor (packed), and keeps what they
+make of the slots beside them where anything can be saved by that (kept, `with_projections`). Every candidate reads the
+same text, segment by segment, with its memory full. Before anything is timed, all must give the same losses, in
+float32.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from remanence.bench import own, peers
-from remanence.bench.checks import check_same, finer, once
+from remanence.bench.checks import EXACT, check_same, finer, once
 from remanence.bench.peak import MatrixPeak
 from remanence.bench.result import Result, Table
 from remanence.bench.rounds import interleave, ratio, summary
 from remanence.bench.settings import Settings
 from remanence.bench.usage import peak_bytes
+from remanence.nn.packed import PackedLinear, fixed
 from remanence.training.precision import autocast
 
 PROTOCOLS = ((64, 640), (1, 512))
@@ -36,8 +39,10 @@ FILLED = 64
 class Scoring:
     """A candidate and what it has read."""
 
-    def __init__(self, name: str, kept: bool, settings: Settings, protocol: tuple[int, int]) -> None:
-        self.name, self.kept, self.settings, self.protocol = name, kept, settings, protocol
+    def __init__(
+        self, name: str, settings: Settings, protocol: tuple[int, int], *, packed: bool = False, kept: bool = False
+    ) -> None:
+        self.name, self.packed, self.kept, self.settings, self.protocol = name, packed, kept, settings, protocol
         self.around: Any = partial(autocast, settings.dtype, torch.device(settings.device))
         self.note = ""
         self.state: Any = None
@@ -46,7 +51,7 @@ class Scoring:
 
     @property
     def label(self) -> str:
-        return f"{self.name}, projections kept" if self.kept else self.name
+        return self.name + (", packed" if self.packed else "") + (", kept" if self.kept else "")
 
     def losses(self, drawn: Tensor) -> Tensor:
         """Of one segment, after which the state is one segment older; `drawn` holds one token more."""
@@ -63,10 +68,17 @@ class OwnScoring(Scoring):
     """One of the library's models."""
 
     def __init__(
-        self, architecture: str, model: Any, kept: bool, settings: Settings, protocol: tuple[int, int]
+        self,
+        architecture: str,
+        model: Any,
+        settings: Settings,
+        protocol: tuple[int, int],
+        *,
+        packed: bool = False,
+        kept: bool = False,
     ) -> None:
-        super().__init__(architecture, kept, settings, protocol)
-        self.model = model
+        super().__init__(architecture, settings, protocol, packed=packed, kept=kept)
+        self.model = fixed(model, own.precision_type(settings)) if packed else model
         self.remembers = own.remembers(architecture)
         counted = model.flops(settings.lanes, protocol[0], protocol[1] if self.remembers else None)
         self.flops = None if counted is None else counted.total_forward
@@ -89,7 +101,7 @@ class PeerScoring(Scoring):
     """A model of another package."""
 
     def __init__(self, peer: peers.Peer, settings: Settings, protocol: tuple[int, int]) -> None:
-        super().__init__(peer.name, False, settings, protocol)
+        super().__init__(peer.name, settings, protocol)
         self.peer, self.note = peer, peer.forced
         self.state = peer.begin(settings.lanes)
 
@@ -140,9 +152,10 @@ def _measure(
     candidates: list[Scoring] = []
     for architecture, model in models.items():
         check_keeping(model, settings, protocol, result)
-        for kept in (False, True):
-            one = OwnScoring(architecture, model, kept, settings, protocol)
-            if one.fill() or not kept:
+        packs = any(isinstance(each, PackedLinear) for each in fixed(model).modules())
+        for packed, kept in ((False, False), (True, False), (packs, True)):
+            one = OwnScoring(architecture, model, settings, protocol, packed=packed, kept=kept)
+            if (one.fill() or not kept) and (packs or not packed):
                 candidates.append(one)
     if settings.peers:
         sized = dataclasses.replace(settings, segment_length=length)
@@ -158,12 +171,14 @@ def _measure(
     times = interleave(calls, settings.rounds, settings.warmup, device, peak, told)
     for each in candidates:
         found = {name: value / number for name, value in summary(times[each.label]).items()}
-        plain = each.name if each.kept else None
+        plain = each.name if each.kept or each.packed else None
+        unkept = next((label for label in (f"{each.name}, packed", each.name) if each.kept and label in times), None)
         nearest = "transformer-xl" if "transformer-xl" in times else candidates[0].label
         result.rows.append(
             {
                 "model": each.name,
                 "own": isinstance(each, OwnScoring),
+                "packed": each.packed,
                 "kept": each.kept,
                 "segment_length": length,
                 "memory_length": protocol[1],
@@ -171,6 +186,7 @@ def _measure(
                 "seconds": found,
                 "tokens_per_second": settings.lanes * length / found["median"],
                 "times_faster_than_plain": ratio(times[plain], times[each.label]) if plain else None,
+                "times_faster_by_keeping": ratio(times[unkept], times[each.label]) if unkept else None,
                 "reference": nearest,
                 "times_reference": ratio(times[each.label], times[nearest]),
                 "flops": None if each.kept else each.flops,
@@ -184,29 +200,32 @@ def _measure(
 
 
 def check_keeping(model: Any, settings: Settings, protocol: tuple[int, int], result: Result) -> None:
-    """Keys, values and tables that are kept give the losses of those made anew, in float32."""
+    """Packed weights, and keys, values and tables that are kept, give the losses of those made anew, in float32."""
     remembers = own.remembers(model.config.architecture)
     with torch.no_grad():
         plain = filled(model, settings, protocol[1] if remembers else None)
-        kept = model.with_projections(plain)
-        if kept is plain:
-            return
+        reading = fixed(model)
+        kept = reading.with_projections(plain)
+        keeps = kept is not plain
         empty = model.init_memory(settings.lanes, protocol[1] if remembers else None)
         generator = torch.Generator().manual_seed(settings.seed + 1)
         drawn = torch.randint(model.vocab_size, (4, settings.lanes, protocol[0] + 1), generator=generator)
         apart = 0.0
         for each in drawn.to(settings.device):
             losses = []
-            for memory in (plain, kept):
-                hidden, memory, _ = model(each[:, :-1], memory)
-                losses.append((model.head.loss(hidden, each[:, 1:]), memory))
+            for reader, memory in ((model, plain), (reading, kept)):
+                hidden, memory, _ = reader(each[:, :-1], memory)
+                losses.append((reader.head.loss(hidden, each[:, 1:]), memory))
             (one, plain), (other, kept) = losses
-            hidden, _, _ = model(each[:, :-1], empty)
-            limit = finer(one, model.head.loss(hidden, each[:, 1:]))
-            apart = max(apart, check_same(f"{model.config.architecture} with its projections kept", other, one, limit))
+            limit = EXACT
+            if keeps:
+                hidden, _, _ = model(each[:, :-1], empty)
+                limit = finer(one, model.head.loss(hidden, each[:, 1:]))
+            how = "with its projections kept" if keeps else "with its weights packed"
+            apart = max(apart, check_same(f"{model.config.architecture} {how}", other, one, limit))
     once(
         result,
-        f"{model.config.architecture} gives the losses of its plain memory with projections kept, segment "
+        f"{model.config.architecture} gives the losses of a plain reading packed and with projections kept, segment "
         f"{protocol[0]} and memory {protocol[1]}, in float32, to {apart:.1e} nats.",
     )
 
@@ -250,13 +269,14 @@ def _fill_peer(candidate: PeerScoring, settings: Settings, length: int, segments
 def _table(result: Result) -> Table:
     rows = [
         [
-            row["model"] + (", kept" if row["kept"] else ""),
+            row["model"] + (", packed" if row["packed"] else "") + (", kept" if row["kept"] else ""),
             f"{row['segment_length']}",
             f"{row['memory_length']}",
             f"{1e3 * row['seconds']['median']:,.2f}",
             f"{1e3 * row['seconds']['lower_quartile']:,.2f} to {1e3 * row['seconds']['upper_quartile']:,.2f}",
             f"{row['tokens_per_second']:,.0f}",
             "" if row["times_faster_than_plain"] is None else f"{row['times_faster_than_plain']:.2f}",
+            "" if row["times_faster_by_keeping"] is None else f"{row['times_faster_by_keeping']:.2f}",
             f"{row['times_reference']:.2f}",
             "" if row["share_of_peak"] is None else f"{100 * row['share_of_peak']:.1f} %",
             f"{row['peak_bytes'] / 1e6:,.1f}",
@@ -273,12 +293,13 @@ def _table(result: Result) -> Table:
             "quartiles",
             "tokens/s",
             "times faster",
+            "by keeping",
             "x XL",
             "of the peak",
             "MB at most",
         ],
         rows,
-        "kept: what fixed weights make of the slots is kept beside them (with_projections), as remanence evaluate "
-        "does. times faster: than the same model without. x XL: times the Transformer-XL as it is. Medians of the "
-        "rounds.",
+        "packed: weights are laid out once for the processor. kept: what they make of the slots is kept beside them "
+        "(with_projections). remanence evaluate does both. times faster: than the same model as it is; by keeping: "
+        "than without keeping alone. x XL: times the Transformer-XL as it is. Medians of the rounds.",
     )
