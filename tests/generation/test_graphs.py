@@ -102,6 +102,7 @@ def test_only_a_step_that_says_so_waits_for_the_device(variant: Variant) -> None
 def test_a_step_moves_nothing_between_devices(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     # It does not know the device, and none of these models computes in anything but float64.
     monkeypatch.setattr(torch, "autocast", lambda *arguments, **options: nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *arguments: False)
     model, elsewhere = variant.model(), Elsewhere()
     step, waits, length = steps_of(model)
     step_there, _, _ = steps_of(elsewhere.model(model))
