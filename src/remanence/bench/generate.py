@@ -91,7 +91,15 @@ class SessionWriting(Writing):
     """One of the library's models, in a session."""
 
     def __init__(
-        self, name: str, model: Any, settings: Settings, batch: int, place: int, *, segment_length: int | None = None
+        self,
+        name: str,
+        model: Any,
+        settings: Settings,
+        batch: int,
+        place: int,
+        *,
+        segment_length: int | None = None,
+        graphs: bool = False,
     ) -> None:
         length = settings.segment_length if segment_length is None else segment_length
         super().__init__(name, batch, place, max(length, REFRESHED) if segment_length is None else REFRESHED)
@@ -106,6 +114,7 @@ class SessionWriting(Writing):
             memory_length=settings.memory_length[0] if remembers else None,
             segment_length=settings.segment_length,
             hold_distances=False,
+            graphs=graphs,
         )
         generator = np.random.default_rng(settings.seed)
         # One that refreshes at every token could only read the text token by token: whole segments and one token stand
@@ -156,11 +165,14 @@ def bench_generate(settings: Settings, peak: MatrixPeak, told: Callable[[int, in
     for model in models.values():
         check_decoding(model, settings, result)
     window = _gpt2(settings, result)
+    device = torch.device(settings.device)
     for number, batch in enumerate(settings.batches):
         candidates: list[Writing] = []
         for place in settings.places:
             for name, model in models.items():
                 candidates.append(SessionWriting(name, model, settings, batch, place))
+                if device.type == "cuda":
+                    candidates.append(SessionWriting(f"{name}, by graphs", model, settings, batch, place, graphs=True))
             if place == settings.places[0] and "lamemo" in models:
                 one = SessionWriting(REFRESHING, models["lamemo"], settings, batch, place, segment_length=1)
                 candidates.append(one)
@@ -168,7 +180,6 @@ def bench_generate(settings: Settings, peak: MatrixPeak, told: Callable[[int, in
                 candidates.append(GPT2Writing(window, settings, batch, place))
         total = len(settings.batches) * (settings.rounds + settings.warmup)
         done = number * (settings.rounds + settings.warmup)
-        device = torch.device(settings.device)
         times = interleave(
             {each.label: each.watched for each in candidates},
             settings.rounds,

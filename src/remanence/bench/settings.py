@@ -73,6 +73,8 @@ class Settings:
     """Rounds that are not timed."""
     dropout: float = 0.1
     compile: bool = False
+    padded: bool = False
+    limit: bool = False
     peers: bool = True
     quick: bool = False
     protocols: tuple[tuple[int, int], ...] = ()

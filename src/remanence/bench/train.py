@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from remanence.bench import own
 from remanence.bench.checks import check_equal_when_empty, check_learning, check_reading
+from remanence.bench.limit import Limit
 from remanence.bench.peak import MatrixPeak
 from remanence.bench.peers import RATE, Peer, make_peers, state_bytes
 from remanence.bench.result import Result, Table
@@ -24,6 +25,7 @@ from remanence.bench.settings import Settings
 from remanence.bench.usage import most_resident_bytes, peak_bytes
 from remanence.config import TrainingSettings
 from remanence.data import Batch
+from remanence.nn.padded import pad_linear_maps
 from remanence.training.horizon import accumulate_gradients, choose_engine, read_segment
 from remanence.training.optimizer import build_optimizer
 from remanence.training.precision import autocast
@@ -98,10 +100,20 @@ class Training:
 class OwnTraining(Training):
     """One of the library's models."""
 
-    def __init__(self, architecture: str, settings: Settings, memory_length: int, *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        architecture: str,
+        settings: Settings,
+        memory_length: int,
+        *,
+        compiled: bool = False,
+        padded: bool = False,
+    ) -> None:
         remembers = own.remembers(architecture)
         model = own.make(architecture, settings, memory_length)
-        name = f"{architecture}, compiled" if compiled else architecture
+        if padded:
+            pad_linear_maps(model)
+        name = architecture + ", padded" * padded + ", compiled" * compiled
         super().__init__(name, model, settings, memory_length if remembers else None)
         self.model: Any = model
         self.asked = memory_length
@@ -230,8 +242,24 @@ def _candidates(settings: Settings, result: Result) -> list[Training]:
             found.append(OwnTraining(architecture, settings, length))
             if settings.compile:
                 found.append(OwnTraining(architecture, settings, length, compiled=True))
+            if settings.padded:
+                found.append(OwnTraining(architecture, settings, length, padded=True))
+        if settings.limit and not number:
+            found += _limits(settings, length)
         peers = make_peers(settings, length, result.note) if settings.peers else []
         found += [PeerTraining(peer, settings, length) for peer in peers if not number or peer.remembers]
+    return found
+
+
+def _limits(settings: Settings, memory_length: int) -> list[Training]:
+    """The Transformer without memory, eager and, where that is asked for, compiled."""
+    found: list[Training] = []
+    for compiled in (False, True)[: 1 + settings.compile]:
+        limit = Limit(settings, compiled=compiled)
+        limit.model.to(settings.device)
+        found.append(PeerTraining(limit, settings, memory_length))
+    # Inside of compiled code the profiler counts nothing.
+    found[-1].flops = found[0].flops  # type: ignore[method-assign]
     return found
 
 

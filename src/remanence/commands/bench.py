@@ -35,6 +35,8 @@ ONLY: dict[str, tuple[str, ...]] = {
     "memory_length": ("train", "evaluate", "generate", "ops"),
     "dropout": ("train", "ops"),
     "compile": ("train",),
+    "padded": ("train",),
+    "limit": ("train",),
     "tokens": ("generate",),
     "batch": ("generate",),
     "lanes": ("train", "evaluate", "ops"),
@@ -74,6 +76,11 @@ class Arguments:
     """Rate of dropout in training; 0.1 unless given."""
     compile: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also time every model of this library under torch.compile."""
+    padded: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Also time every model of this library with linear maps computed at multiples of eight, for odd widths on a
+    GPU."""
+    limit: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Also time a Transformer of the same size without memory, by PyTorch's scaled_dot_product_attention."""
     tokens: Annotated[tuple[int, ...], option("N [N ...]")] = ()
     """Generation is timed after so many tokens; 1000 and 1000000 tell that it costs the same for ever."""
     batch: Annotated[tuple[int, ...], option("N [N ...]")] = ()
@@ -189,6 +196,8 @@ def settle(arguments: Arguments) -> Settings:
         warmup=1 if arguments.quick else 2,
         dropout=chosen("dropout", 0.1),
         compile=arguments.compile,
+        padded=arguments.padded,
+        limit=arguments.limit,
         protocols=protocols,
         places=chosen("tokens", (10, 50) if arguments.quick else (1000,)) if arguments.kind == "generate" else (),
         batches=chosen("batch", (1, 2) if arguments.quick else (1, 16)) if arguments.kind == "generate" else (),
