@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -230,3 +231,62 @@ def test_a_loss_that_is_not_finite_is_told_in_a_sentence(
     assert told.startswith("remanence: error: The loss became inf and the norm of the gradient")
     assert "at step 1, with the learning rate 0.01; no checkpoint was due before" in told
     assert Path("runs/small/diverged.json").exists()
+
+
+def test_steps_are_recorded_and_the_weights_are_the_same(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", recipe, "--profile", "2", "--training.steps", "9", "--folder", "one"]) == 0
+    assert main(["train", recipe, "--training.steps", "9", "--folder", "other"]) == 0
+    assert load_run("one").fingerprint == load_run("other").fingerprint
+    trace, table = Path("one/profile/steps-7-8.trace.json"), Path("one/profile/steps-7-8.txt")
+    assert f"Steps 7 to 8 were recorded: {trace} " in " ".join(capsys.readouterr().err.split())
+    assert sorted(Path("one/profile").iterdir()) == [trace, table] and not Path("other/profile").exists()
+    names = [event.get("name", "") for event in json.loads(trace.read_text())["traceEvents"]]
+    # Step 6 was recorded as well, but the run validated after it; what is kept is two steps in a row.
+    assert sum(name.startswith("Optimizer.step#Adam") for name in names) == 2
+    told = table.read_text()
+    assert told.startswith("Steps 7 to 8: ") and "Self CPU" in told and "aten::" in told
+
+
+def test_steps_are_recorded_in_a_run_that_goes_on(recipe: str) -> None:
+    assert main(["train", recipe, "--training.schedule", "constant", "--folder", "run"]) == 0
+    assert main(["train", "run", "--resume", "--training.steps", "13", "--profile", "1"]) == 0
+    # Steps of this process: 5 pass after the 6 that were made before.
+    assert Path("run/profile/steps-12-12.trace.json").is_file()
+    assert main(["train", "run", "--resume", "--training.steps", "30", "--profile", "3"]) == 0
+    assert len(list(Path("run/profile").glob("*.txt"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ("0", "--profile is 0, but it is a number of steps to record, 1 or more."),
+        ("-3", "--profile is -3"),
+        ("some", '--profile is "some", but it must be'),
+        ("2", "this run makes at most 1 in a row, without saving or validating; give at most 1."),
+    ],
+)
+def test_recording_what_is_not_there_is_refused(recipe: str, steps: str, told: str, capsys: Any) -> None:
+    assert told in fails([recipe, "--profile", steps], capsys)
+    assert not Path("runs").exists()
+
+
+def test_a_run_with_too_few_steps_left_is_not_touched(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", recipe, "--training.schedule", "constant", "--folder", "run"]) == 0
+    log = Path("run/log.jsonl").read_text()
+    assert "makes at most 0 in a row, without saving or validating; raise training.steps." in fails(
+        ["run", "--resume", "--training.steps", "8", "--profile", "1"], capsys
+    )
+    assert Path("run/log.jsonl").read_text() == log
+
+
+def test_what_was_recorded_is_written_when_a_run_is_stopped(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = train.Trainer._step
+
+    def step(self: Any, journal: Any) -> None:
+        plain(self, journal)
+        if self.state.progress.step == 8:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(train.Trainer, "_step", step)
+    assert main(["train", recipe, "--training.steps", "20", "--profile", "3", "--folder", "run"]) == 143
+    assert Path("run/profile/steps-7-8.trace.json").is_file() and Path("run/profile/steps-7-8.txt").is_file()

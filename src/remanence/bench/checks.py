@@ -61,9 +61,10 @@ def check_equal_when_empty(settings: Settings, result: Result) -> None:
             losses.append(model.head.loss(hidden, drawn[:, 1:]))
     for name, each in zip(names[1:], losses[1:], strict=True):
         apart = max(apart, check_same(f"{name} on an empty memory beside {names[0]}", each, losses[0], EXACT))
+    give = "give" if len(names) > 2 else "gives"
     result.checks.append(
-        f"{' and '.join(names[1:])} on an empty memory give the losses of a {names[0]} with equal weights in float32, "
-        f"to {apart:.1e} nats."
+        f"{' and '.join(names[1:])} on an empty memory {give} the losses of a {names[0]} with equal weights in "
+        f"float32, to {apart:.1e} nats."
     )
 
 

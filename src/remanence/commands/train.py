@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from remanence.commands.options import option
 from remanence.config import Recipe
 from remanence.config.flags import parse_flags
 from remanence.config.recipe import draft_recipe, settle, take_architecture, unsized
@@ -45,6 +46,8 @@ class Arguments:
     """Where the run goes; runs/NAME with the name of the recipe, unless given."""
     resume: bool = False
     """Go on with the run in the folder, from its last checkpoint."""
+    profile: Annotated[int | None, option("N")] = None
+    """Record N steps with PyTorch's profiler: a trace and a table of what took longest, in the run's folder."""
 
 
 def main(argv: Sequence[str], prog: str) -> int:
@@ -59,7 +62,14 @@ def main(argv: Sequence[str], prog: str) -> int:
         assert split is not None
         return validation(model, split, recipe, corpus, trainer.state.precision)
 
-    trainer = Trainer(recipe, corpus, folder, validate=validate if validated else None, resume=arguments.resume)
+    trainer = Trainer(
+        recipe,
+        corpus,
+        folder,
+        validate=validate if validated else None,
+        resume=arguments.resume,
+        profile=arguments.profile,
+    )
     result = trainer.run()
     return 0 if result.signal is None else 128 + result.signal
 

@@ -3,6 +3,7 @@
 recipe.toml      the resolved recipe
 tokenizer/       the tokenizer of the corpus, so that the run can be used without it
 log.jsonl        see log.py
+profile/         recorded steps, where any were asked for
 checkpoints/     `last`, to resume from, and `best`, the weights with the best validation
 """
 
@@ -43,6 +44,10 @@ class RunFolder:
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile"
 
     @property
     def diverged(self) -> Path:

@@ -36,6 +36,7 @@ from remanence.training.keeper import Keeper
 from remanence.training.log import TensorBoard
 from remanence.training.optimizer import build_optimizer
 from remanence.training.precision import autocast, choose
+from remanence.training.profiling import StepProfiler
 from remanence.training.result import Result
 from remanence.training.schedule import learning_rate
 from remanence.training.state import State
@@ -52,6 +53,7 @@ class Trainer:
     validate    called with the model in evaluation mode; gives a dictionary with "nats_per_token" and whatever else the
                 log shall hold. Without it there is no `best`.
     console     where progress is shown; standard error by default
+    profile     steps to record with PyTorch's profiler, after a few (`profiling.py`)
 
     Raises InputError, before anything is written, when recipe, corpus and folder do not fit each other.
     """
@@ -65,6 +67,7 @@ class Trainer:
         validate: Validate | None = None,
         console: Console | None = None,
         resume: bool = False,
+        profile: int | None = None,
     ) -> None:
         self.recipe = recipe = recipe.sized(corpus.vocab_size)
         self.settings = settings = recipe.training
@@ -119,6 +122,9 @@ class Trainer:
             precision=choose(settings.precision, device),
             device=device,
         )
+        self.profiler = None if profile is None else StepProfiler(profile, self.folder.profile, device)
+        if self.profiler and not resume:
+            self.profiler.check(0, settings.steps, self._goes_aside)
         self.keeper = Keeper(self.folder, recipe, corpus, self.state)
         self._read_segment = torch.compile(read_segment, dynamic=False) if settings.compile else read_segment
 
@@ -138,9 +144,13 @@ class Trainer:
         unit = unit_of(self.corpus.unit, self.state.lanes.split.counts)
         with self.folder.locked(), Interrupts() as interrupts:
             elsewhere = self.keeper.restore() if self.resume else []
+            if self.profiler and self.resume:
+                self.profiler.check(self.state.progress.step, self.settings.steps, self._goes_aside)
             with Journal(self.folder, self.settings, self.state, unit, self.console) as journal:
                 journal.began(self.recipe, self.corpus.name, self.resume, elsewhere)
                 finished = self._loop(journal, interrupts)
+                if self.profiler and (told := self.profiler.close(self.state.progress.step)):
+                    journal.say(told)
                 if not finished and self.state.progress.step > journal.saved_at:
                     self._save(journal)
                 journal.ended(None if finished else interrupts.signal)
@@ -176,7 +186,11 @@ class Trainer:
                     self._save(journal)
             if last:
                 return True
+            if self.profiler:
+                self.profiler.before(progress.step)
             self._step(journal)
+            if self.profiler and (told := self.profiler.after(progress.step)):
+                journal.say(told)
         return False
 
     def _step(self, journal: Journal) -> None:
@@ -211,12 +225,19 @@ class Trainer:
         state.progress.step += 1
         journal.trained(rate, dataclasses.replace(horizon, loss=nats / max(scored, 1), scored=scored), norm)
 
+    def _goes_aside(self, step: int) -> bool:
+        """Whether something else than a step is done after this one."""
+        validates = self.validate is not None and self.settings.validate_every
+        return any(every and step % every == 0 for every in (self.settings.save_every, validates))
+
     def _is_due(self, every: int, last: bool) -> bool:
         return every > 0 and (last or self.state.progress.step % every == 0)
 
     def _validate(self, journal: Journal, validate: Validate) -> dict[str, Any]:
         """What the validation says. It has its own memory, and draws nothing from the generators that training uses."""
         device = self.state.device
+        if self.profiler:
+            self.profiler.drop()
         with journal.aside("validating"), torch.random.fork_rng([device] if device.type == "cuda" else []):
             self.model.eval()
             try:
@@ -236,6 +257,8 @@ class Trainer:
                 self.keeper.save_best()
 
     def _save(self, journal: Journal) -> None:
+        if self.profiler:
+            self.profiler.drop()
         with journal.aside("saving"):
             journal.check_weights()
             journal.sync()
