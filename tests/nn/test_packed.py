@@ -18,6 +18,7 @@ def test_numbers_are_those_of_the_linear_map(bias: bool, shape: tuple[int, ...])
         packed = fixed(linear)
         assert isinstance(packed, PackedLinear)
         torch.testing.assert_close(packed(rows), linear(rows))
+        torch.testing.assert_close(packed.rectified(rows), linear(rows).relu())
         torch.testing.assert_close(packed.tail(rows, 4), rows @ linear.weight[4:].T)
         with torch.autocast("cpu", torch.bfloat16):
             wanted = linear(rows)

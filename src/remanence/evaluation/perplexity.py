@@ -67,7 +67,9 @@ def evaluate(
     extras = any(measurement.extras for measurement in measurements)
     nats, tokens, correct = 0.0, 0, 0
     tested = as_tested(model, protocol.clamp_length, protocol.same_length, protocol.compressed_length)
-    with torch.no_grad(), tested:
+    # Without any trace of gradients where single calls cost much beside what they compute.
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    with torch.inference_mode() if on_cpu else torch.no_grad(), tested:
         reading = fixed(model, torch.bfloat16 if protocol.precision == "bfloat16" else None)
         for seen in _read(reading, batches, protocol, extras, accuracy):
             nats += float(seen.nats.sum())

@@ -119,7 +119,7 @@ class Session:
         self.segment_length: int = config.segment_length if segment_length is None else segment_length
         slots: int = config.memory_length if memory_length is None else memory_length
         hold = distances_to_hold(self.model, trained, self.segment_length, slots) if hold_distances else None
-        with torch.no_grad():
+        with self._reading():
             memory = self.model.init_memory(lanes=1, length=slots, hold=hold)
             self._memory: Memory = self.model.with_projections(memory)
         self._graphs = graphs
@@ -228,7 +228,7 @@ class Session:
         if not self._running:
             return None
         self._begin()
-        with torch.no_grad():
+        with self._reading():
             logits, memory = self._predict()
         drawn = draw(logits, self.sampling, [self._generators[sample] for sample in self._running])
         self.memory, self._pending = memory, drawn[:, None]
@@ -397,7 +397,7 @@ class Session:
             self._heard = [*self._heard, *ids[-HEARD:].tolist()][-HEARD:]
         tokens = torch.as_tensor(ids, dtype=torch.int64)
         self._pending = torch.cat([self._pending, tokens.expand(len(self._pending), -1)], dim=1)
-        with torch.no_grad():
+        with self._reading():
             # One token always stays: the next one is drawn from what the model makes of it. A model that looks at what
             # comes next without reading on needs none, and reads the same segments.
             while self.memory.opened + self._pending.shape[1] > self.segment_length:
@@ -493,6 +493,10 @@ class Session:
         self._running = [self._running[lane] for lane in kept]
         # Another batch is recorded anew, which must pay again.
         self._drawn = 0
+
+    def _reading(self) -> Any:
+        """Without gradients; where single calls cost much beside what they compute, without any trace of them."""
+        return torch.inference_mode() if self._device.type == "cpu" else torch.no_grad()
 
     @property
     def _device(self) -> torch.device:

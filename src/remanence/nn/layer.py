@@ -95,7 +95,10 @@ class Layer(nn.Module):
         return projected.unflatten(-1, (parts, *self.heads)).permute(2, 0, 3, 1, 4).unbind(0)
 
     def _feed_forward(self, hidden: Tensor) -> Tensor:
-        inner = self._drop(F.relu(self.feed_forward_in(hidden)))
+        widen = self.feed_forward_in
+        if isinstance(widen, PackedLinear):
+            return self.feed_forward_out(widen.rectified(hidden))
+        inner = self._drop(F.relu(widen(hidden)))
         return self._drop(self.feed_forward_out(inner))
 
     def _drop(self, hidden: Tensor) -> Tensor:

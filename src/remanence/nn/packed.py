@@ -29,6 +29,10 @@ class PackedLinear(nn.Module):
     def forward(self, rows: Float[Tensor, "*N D"]) -> Float[Tensor, "*N E"]:
         return _multiply(rows.to(self.dtype), self._packed, self._added)
 
+    def rectified(self, rows: Float[Tensor, "*N D"]) -> Float[Tensor, "*N E"]:
+        """max(0, x W^T + b) in one pass."""
+        return _multiply(rows.to(self.dtype), self._packed, self._added, "relu")
+
     def tail(self, rows: Float[Tensor, "*N D"], begin: int) -> Float[Tensor, "*N G"]:
         """The outputs from `begin` on, without the bias."""
         if begin not in self._tails:
@@ -55,5 +59,5 @@ def _pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype).contiguous(), None)
 
 
-def _multiply(rows: Tensor, packed: Tensor, added: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(rows, packed, added, "none", [], "")
+def _multiply(rows: Tensor, packed: Tensor, added: Tensor | None, then: str = "none") -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(rows, packed, added, then, [], "")

@@ -43,7 +43,9 @@ def single_query(
     lanes, heads, _, width = queries.shape
     num_keys, scale = keys.shape[2], width**-0.5
     dtype = exact if queries.device.type == "cpu" else queries.dtype
-    asked, keys, values = queries.to(dtype), keys.to(dtype), values.to(dtype)
+    asked = queries.to(dtype)
+    if keys.dtype != dtype:
+        keys, values = keys.to(dtype), values.to(dtype)
     content = asked if content_bias is None else asked + content_bias[:, None].to(dtype)
     content, columns = content.reshape(-1, 1, width), keys.reshape(-1, num_keys, width).transpose(1, 2)
     if positions is None:
