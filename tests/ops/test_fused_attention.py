@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +41,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from remanence.ops.attention import launch
 
     mend()
-    monkeypatch.setattr(launch, "blocks", lambda dtype, width: launch.Blocks(16, (4,) * 4, (1,) * 4))
+    monkeypatch.setattr(launch, "blocks", lambda *_: launch.Blocks(16, (4,) * 4, (1,) * 4))
     yield
 
 
@@ -116,6 +120,17 @@ def test_the_kernels_are_the_naive_truth(sizes: tuple[int, int, int, int, int], 
     check(given, naive.relative_attention, run_relative, torch.Generator().manual_seed(2))
 
 
+@pytest.mark.parametrize("sizes", [(2, 2, 19, 37, 5), (3, 1, 33, 40, 16)])
+def test_gradients_in_a_fixed_order_are_the_naive_truth(sizes: tuple[int, int, int, int, int]) -> None:
+    """Without additions in any order: the kernel of distances goes through lanes and blocks one after the other."""
+    given = problem(13, sizes, torch.float32, "uvrt")
+    torch.use_deterministic_algorithms(True)
+    try:
+        check(given, naive.relative_attention, run_relative, torch.Generator().manual_seed(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_the_kernels_take_half_precision(dtype: torch.dtype) -> None:
     given = problem(3, (2, 1, 19, 36, 16), dtype)
@@ -128,8 +143,9 @@ def run_relative(**given: Any) -> tuple[Tensor, Tensor]:
     return read.context, read.logsum
 
 
-@pytest.mark.parametrize(("slots", "num_keys"), [(23, 20), (40, 7), (17, 17), (1, 1)])
-@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize(
+    ("slots", "num_keys", "right"), [(23, 20, True), (40, 7, True), (17, 17, False), (1, 1, True), (23, 7, False)]
+)
 def test_slots_look_ahead_through_the_same_kernels(slots: int, num_keys: int, right: bool) -> None:
     generator = torch.Generator().manual_seed(5)
     draw = drawn(generator, torch.float32)
@@ -288,3 +304,16 @@ def test_one_graph_holds_the_kernels() -> None:
         results.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
     for compiled, plain in zip(*results, strict=True):
         torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_the_kernels_compile_for_a_gpu_that_is_not_there(root: Path, tmp_path: Path) -> None:
+    """For compute capability 9.0, with the tools that come with Triton; within the shared memory that there is."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        pytest.skip("needs the assembler that comes with Triton on Linux (x86-64)")
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(root / "src")}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, "benchmarks/attention_kernels.py", "--compile", "--dtypes", "bfloat16", "--widths", "64"]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shared = [int(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("attention_")]
+    assert len(shared) == 5 and max(shared) <= 227 * 1024

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 MODE = os.environ.get("REMANENCE_FUSED_ATTENTION", "auto")
-"""auto: on a CUDA GPU, for enough queries; off: never; on: for every shape, and on the CPU where TRITON_INTERPRET=1."""
+"""auto: on a CUDA GPU, where `applies` finds that it pays; off: never; on: for every shape, and on the CPU where
+TRITON_INTERPRET=1."""
 
 FEWEST_QUERIES = 16
 """With fewer a tile of queries is mostly empty, and the scores are few."""
@@ -33,7 +34,11 @@ def applies(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
         return False
     if keys.dtype != queries.dtype or values.dtype != queries.dtype or 0 in queries.shape or 0 in keys.shape:
         return False
-    return MODE == "on" or (queries.is_cuda and torch.version.hip is None and queries.shape[-2] >= FEWEST_QUERIES)
+    if MODE == "on":
+        return True
+    # Exact products of float32 know no tensor cores, and cuBLAS is better at them.
+    exact = queries.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    return queries.is_cuda and torch.version.hip is None and queries.shape[-2] >= FEWEST_QUERIES and not exact
 
 
 def fused_attention(

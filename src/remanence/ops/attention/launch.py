@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from remanence.ops.attention.fused import rows_first
 from remanence.ops.attention.triton_backward import attention_keys, attention_positions, attention_queries
 from remanence.ops.attention.triton_forward import attention_forward
-from remanence.ops.attention.triton_tiles import extents
+from remanence.ops.attention.triton_tiles import meet, pack
 
 PROGRAMS = 512
 """Programs of the kernel of positions that are wanted at least: a few for each multiprocessor."""
@@ -28,11 +28,17 @@ class Blocks(NamedTuple):
     stages: tuple[int, int, int, int]
 
 
-def blocks(dtype: torch.dtype, width: int) -> Blocks:
-    """The block sizes for heads that are padded to `width`."""
+def blocks(dtype: torch.dtype, width: int, exact: bool) -> Blocks:
+    """The block sizes for heads that are padded to `width`; `exact` products do without tensor cores.
+
+    Chosen by what the compiler makes of them for compute capability 9.0 (`benchmarks/attention_kernels.py`): 64 rows
+    are the fewest that its products of a warp group take, and with more of anything the registers run out.
+    """
+    if exact:
+        return Blocks(16, (4, 4, 4, 4), (2, 2, 2, 1))
     if dtype == torch.float32 or width > 64:
         return Blocks(32, (4, 4, 4, 4), (2, 2, 2, 1))
-    return Blocks(64, (4, 8, 8, 8), (2, 2, 2, 1))
+    return Blocks(64, (4, 4, 4, 4), (2, 2, 2, 1))
 
 
 class _Call:
@@ -53,11 +59,11 @@ class _Call:
         self.positions = None if positions is None else self.padded(positions, False)
         self.asked = self.content if positions is None else self.padded(_plus(queries, position_bias))
         self.distance_bias = None if distance_bias is None else distance_bias.contiguous()
-        self.visible = None if visible is None else visible.view(torch.uint8)
         self.seed, self.dropout = seed, dropout
         padded = 1 << (self.width - 1).bit_length()
-        self.blocks = blocks(self.dtype, padded)
         exact = self.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+        self.blocks = blocks(self.dtype, padded, exact)
+        self.words, self.extent = self.pack(visible)
         self.constants = {
             "MASKED": visible is not None,
             "TABLE": positions is not None,
@@ -83,35 +89,45 @@ class _Call:
 
     def tensors(self, extent: Tensor | None) -> tuple[Tensor, ...]:
         """The arguments with which every kernel begins; one that is not given is never looked at."""
-        stand_in = self.content
-        optional = (self.positions, self.distance_bias, self.visible, extent, self.seed)
+        optional = (self.positions, self.distance_bias, self.words, extent, self.seed)
         given = (self.content, self.asked, self.keys, self.values, *optional)
-        return tuple(stand_in if tensor is None else tensor for tensor in given)
+        return tuple(self.content if tensor is None else tensor for tensor in given)
 
-    def strides(self) -> tuple[int, ...]:
-        """Those of keys, values, table and mask."""
+    def strides(self, extent: Tensor | None) -> tuple[int, ...]:
+        """Those of keys, values, table, mask and extents; a mask of one lane is every lane's."""
         table = (0, 0) if self.positions is None else self.positions.stride()[:2]
-        return (*self.keys.stride()[:3], *self.values.stride()[:3], *table, *self.mask_strides())
+        mask = (0, 0, 0)
+        if self.words is not None and extent is not None:
+            several = self.words.shape[0] > 1
+            mask = (self.words.stride(0) * several, self.words.stride(1), extent.shape[1] * several)
+        return (*self.keys.stride()[:3], *self.values.stride()[:3], *table, *mask)
 
-    def mask_strides(self) -> tuple[int, int, int]:
-        if self.visible is None:
-            return 0, 0, 0
-        lane, row, column = self.visible.stride()
-        return (lane if self.visible.shape[0] > 1 else 0), row, column
+    def pack(self, visible: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """The mask in bits, and the blocks of keys that each block of queries sees anything of."""
+        if visible is None:
+            return None, None
+        lanes, size = visible.shape[0], self.blocks.rows
+        count, tiles = -(-self.num_queries // size), -(-self.num_keys // size)
+        made = {"dtype": torch.int32, "device": visible.device}
+        pieces = size // min(size, 32)
+        # A diagonal meets one tile more than there are where it enters the scores, and one where it leaves them.
+        words = torch.zeros(lanes, (tiles + 2) * pieces, count * size, **made)[:, pieces:]
+        extent = torch.empty(lanes, count, 2, **made)
+        _start(pack, (lanes * count,))(
+            visible.view(torch.uint8), words, extent, *visible.stride(), words.stride(0), self.num_queries,
+            self.num_keys, BLOCK=size,
+        )  # fmt: skip
+        return words, extent
 
-    def extent(self, of_keys: bool) -> tuple[Tensor | None, int]:
-        """For each block of queries (or keys) the blocks it meets, and the step from lane to lane."""
-        if self.visible is None:
-            return None, 0
-        size = self.blocks.rows
-        lanes = self.visible.shape[0]
-        sides = [(self.num_queries, self.mask_strides()[1]), (self.num_keys, self.mask_strides()[2])]
-        (rows, row_step), (columns, column_step) = sides[::-1] if of_keys else sides
-        count = -(-rows // size)
-        found = torch.empty(lanes, count, 2, dtype=torch.int32, device=self.visible.device)
-        steps = (self.visible.stride(0), row_step, column_step)
-        _start(extents, (lanes * count,))(self.visible, found, *steps, rows, columns, BLOCK=size)
-        return found, count if lanes > 1 else 0
+    def meeting(self, count: int, lowest: int, diagonal: bool) -> Tensor | None:
+        """For `count` blocks of keys (or of distances, on a diagonal) the blocks of queries that they meet."""
+        if self.extent is None:
+            return None
+        lanes, blocks, _ = self.extent.shape
+        result = self.extent.new_empty(lanes, count, 2)
+        sizes = {"COUNT": 1 << (blocks - 1).bit_length(), "DIAGONAL": diagonal}
+        _start(meet, (lanes * count,))(self.extent, result, blocks, count, lowest, **sizes)
+        return result
 
     def tuned(self, number: int) -> dict[str, Any]:
         return self.constants | {"num_warps": self.blocks.warps[number], "num_stages": self.blocks.stages[number]}
@@ -131,10 +147,9 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     call = _Call(*arguments)
     context = rows_first(queries)
     logsum = queries.new_empty(queries.shape[:3], dtype=torch.float32)
-    extent, step = call.extent(False)
     grid = (-(-call.num_queries // call.blocks.rows) * call.lanes * call.heads,)
     _start(attention_forward, grid)(
-        *call.tensors(extent), context, logsum, *call.strides(), step, *context.stride()[:3], *call.numbers,
+        *call.tensors(call.extent), context, logsum, *call.strides(call.extent), *context.stride()[:3], *call.numbers,
         **call.tuned(0),
     )  # fmt: skip
     return context, logsum
@@ -151,38 +166,43 @@ def backward(
     pull = call.padded(gradient.to(call.dtype))
     correction = torch.empty_like(logsum)
     query_result = rows_first(queries)
-    by_queries, step = call.extent(False)
-    _start(attention_queries, (-(-call.num_queries // size) * lanes * heads,))(
-        *call.tensors(by_queries), context, logsum, pull, logsum_gradient.contiguous(), correction, query_result,
-        *call.strides(), step, *query_result.stride()[:3], *call.numbers, **call.tuned(1),
+    rows = -(-call.num_queries // size)
+    sums = logsum.new_empty(lanes, heads, rows, call.value_width)
+    ordered = torch.are_deterministic_algorithms_enabled()
+    distances = 0 if positions is None else positions.shape[0]
+    table, distance_sums = logsum.new_zeros(heads, distances, call.value_width), logsum.new_zeros(heads, distances)
+    _start(attention_queries, (rows * lanes * heads,))(
+        *call.tensors(call.extent), context, logsum, pull, logsum_gradient.contiguous(), correction, query_result,
+        sums, table, distance_sums,
+        *call.strides(call.extent), *query_result.stride()[:3], *call.numbers, ADD=not ordered, **call.tuned(1),
     )  # fmt: skip
 
     key_result, value_result = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (keys, values))
     column_sums = logsum.new_empty(lanes, heads, call.num_keys)
-    by_keys, key_step = call.extent(True)
-    _start(attention_keys, (-(-call.num_keys // size) * lanes * heads,))(
+    tiles = -(-call.num_keys // size)
+    by_keys = call.meeting(tiles, 0, False)
+    _start(attention_keys, (tiles * lanes * heads,))(
         *call.tensors(by_keys), logsum, pull, correction, key_result, value_result, column_sums,
-        *call.strides(), key_step, *call.numbers, **call.tuned(2),
+        *call.strides(by_keys), *call.numbers, **call.tuned(2),
     )  # fmt: skip
 
     results = [queries.new_empty(0) for _ in range(4)]
+    content_sum = torch.einsum("bhs,bhsk->hk", column_sums, keys.float())
     if content_bias is not None:
-        results[0] = torch.einsum("bhs,bhsk->hk", column_sums, keys.float()).to(content_bias.dtype)
+        results[0] = content_sum.to(content_bias.dtype)
+    if position_bias is not None:
+        # A query meets keys with u and distances with v, and its gradient is what both get.
+        results[1] = (sums.sum((0, 2)) - content_sum).to(position_bias.dtype)
     if positions is not None:
-        table, sums = _positions(call, by_queries, step, logsum, pull, correction)
-        results[2] = table.transpose(0, 1).to(positions.dtype, memory_format=torch.contiguous_format)
-        if position_bias is not None:
-            results[1] = torch.einsum("hp,phk->hk", sums, positions.float()).to(position_bias.dtype)
+        if ordered:
+            table, distance_sums = _positions(call, logsum, pull, correction)
+        results[2] = table.transpose(0, 1).to(positions.dtype, memory_format=torch.contiguous_format, copy=True)
         if distance_bias is not None:
-            results[3] = sums.T.to(distance_bias.dtype, memory_format=torch.contiguous_format)
-    elif position_bias is not None:
-        results[1] = torch.zeros_like(position_bias)
+            results[3] = distance_sums.T.to(distance_bias.dtype, memory_format=torch.contiguous_format, copy=True)
     return query_result, key_result, value_result, *results
 
 
-def _positions(
-    call: _Call, extent: Tensor | None, step: int, logsum: Tensor, pull: Tensor, correction: Tensor
-) -> tuple[Tensor, Tensor]:
+def _positions(call: _Call, logsum: Tensor, pull: Tensor, correction: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient of the table, (H, P, K), and the sums of ds over each distance, (H, P)."""
     size, heads, last = call.blocks.rows, call.heads, call.num_queries - 1
     assert call.positions is not None
@@ -195,8 +215,9 @@ def _positions(
     parts = -(-call.lanes // share)
     result = logsum.new_zeros(parts, heads, num_distances, call.value_width)
     sums = logsum.new_zeros(parts, heads, num_distances)
+    extent = call.meeting(count, lowest, True)
     _start(attention_positions, (count, heads, parts))(
         *call.tensors(extent), logsum, pull, correction, result, sums,
-        *call.strides(), step, call.lanes, share, lowest, *call.numbers, **call.tuned(3),
+        *call.strides(extent), call.lanes, share, lowest, *call.numbers, **call.tuned(3),
     )  # fmt: skip
     return result.sum(0), sums.sum(0)

@@ -3,7 +3,7 @@
 import triton  # type: ignore[import-not-found]
 import triton.language as tl  # type: ignore[import-not-found]
 
-from remanence.ops.attention.triton_tiles import keep, load_bias, load_tile, row_seeds, see, store_tile
+from remanence.ops.attention.triton_tiles import keep, load_bias, load_tile, row_seeds, see, skewed, store_tile
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -12,8 +12,8 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 @triton.jit
 def attention_forward(
-    content, asked, keys, values, positions, distance_bias, visible, extent, seed, context, logsum,
-    k_lane, k_head, k_row, v_lane, v_head, v_row, r_row, r_head, m_lane, m_row, m_column, extent_lane,
+    content, asked, keys, values, positions, distance_bias, words, extent, seed, context, logsum,
+    k_lane, k_head, k_row, v_lane, v_head, v_row, r_row, r_head, word_lane, padded_rows, extent_lane,
     o_lane, o_head, o_row,
     heads, num_queries, num_keys, num_distances, width, value_width, scale, threshold, gain,
     MASKED: tl.constexpr, TABLE: tl.constexpr, BIASED: tl.constexpr, DROPPED: tl.constexpr,
@@ -36,7 +36,7 @@ def attention_forward(
     query = load_tile(content + start, rows, width, num_queries, width, WIDTH)
     first, end = 0, tl.cdiv(num_keys, BLOCK)
     if MASKED:
-        visible += lane * m_lane
+        words += lane * word_lane
         extent += (lane * extent_lane + block) * 2
         first, end = tl.load(extent), tl.load(extent + 1)
     if DROPPED:
@@ -51,23 +51,26 @@ def attention_forward(
         if BIASED:
             before += load_bias(distance_bias, places, heads, num_distances)[None, :]
         unwrapped = inside[:, None] + inside[None, :] < BLOCK
-        skew = (inside[None, :] - inside[:, None]) & (BLOCK - 1)
     top = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     result = tl.zeros((BLOCK, WIDTH), tl.float32)
     for number in range(first, end):
         columns = number * BLOCK + inside
         key = load_tile(keys, columns, k_row, num_keys, width, WIDTH)
-        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+        scores = tl.zeros((BLOCK, BLOCK), tl.float32)
         if TABLE:
             places = (number - block) * BLOCK + inside + num_queries - 1
             table = load_tile(positions, places, r_row, num_distances, width, WIDTH).to(query.dtype)
             after = tl.dot(asking, tl.trans(table), input_precision=PRECISION)
             if BIASED:
                 after += load_bias(distance_bias, places, heads, num_distances)[None, :]
-            scores += tl.gather(tl.where(unwrapped, after, before), skew, 1)
+            scores = skewed(tl.where(unwrapped, after, before), inside, number, 0, -1)
             before = after
-        seen = see(visible, rows[:, None], columns[None, :], m_row, m_column, num_queries, num_keys, MASKED)
+        scores = tl.dot(query, tl.trans(key), scores, input_precision=PRECISION)
+        if MASKED:
+            seen = see(words, number, rows, inside, padded_rows, 0)
+        else:
+            seen = (columns < num_keys)[None, :]
         scores = tl.where(seen, scores * (scale * LOG2E), float("-inf"))
         higher = tl.maximum(top, tl.max(scores, 1))
         # Of a row that has seen nothing yet, infinities must not meet.
