@@ -111,8 +111,8 @@ def pack(
 
     Bits outside of the mask are zero. An extent is the first block of keys, and one past the last.
     """
-    BITS: tl.constexpr = 32 if BLOCK > 32 else BLOCK
-    PIECES: tl.constexpr = BLOCK // BITS
+    PIECES: tl.constexpr = (BLOCK + 31) // 32
+    BITS: tl.constexpr = BLOCK // PIECES
     blocks, tiles = tl.cdiv(num_rows, BLOCK), tl.cdiv(num_columns, BLOCK)
     lane, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     rows = block * BLOCK + tl.arange(0, BLOCK)
