@@ -25,6 +25,7 @@ import torch
 from remanence import __version__
 from remanence.files import write_json, write_text
 from remanence.models import LanguageModel, build, config_class
+from remanence.training.allocation import keep_freed_memory
 
 SHAPES: dict[str, dict[str, int]] = {
     "small": {"num_layers": 4, "model_width": 256, "num_heads": 4, "head_width": 64, "feed_forward_width": 1024},
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    keep_freed_memory()
     check_agreement()
     rows: list[dict[str, Any]] = []
     for shape, lanes, segment, memory in GPU if device == "cuda" else CPU:

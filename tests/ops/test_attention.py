@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from remanence.ops.attention import masked_softmax, naive, relative_attention, shift
+from remanence.ops.attention import cpu, masked_softmax, naive, relative_attention, shift
 
 QUICK = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 TOLERANCES = {torch.float64: (1e-12, 1e-11), torch.float32: (2e-5, 2e-4), torch.bfloat16: (5e-2, 2e-1)}
@@ -93,6 +93,33 @@ def test_the_fast_path_is_the_naive_one(
     ours = problem(generator, sizes, dtype, parts)
     exact = torch.float32 if dtype == torch.bfloat16 else dtype
     check(ours, copied(ours, exact), dtype, generator)
+
+
+@pytest.mark.parametrize("elements", [1, 40])
+def test_heads_in_turn_give_what_they_give_at_once(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(2)
+    parts = dict.fromkeys(("content", "position", "table", "distance"), True)
+    ours = problem(generator, (2, 5, 3, 4, 3), torch.float64, parts)
+    monkeypatch.setattr(cpu, "CHUNK_ELEMENTS", elements)
+    check(ours, copied(ours, torch.float64), torch.float64, generator)
+
+
+@pytest.mark.parametrize("with_table", [False, True])
+def test_gradients_are_those_of_finite_differences_with_dropout_too(with_table: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    parts = {"content": True, "position": with_table, "table": with_table, "distance": False}
+    given = problem(generator, (2, 2, 3, 1, 2), torch.float64, parts)
+    given["visible"][..., 0] = True
+    named = {name: value for name, value in given.items() if value is not None and name != "visible"}
+
+    def drawn_alike(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(4)
+        tensors: Any = dict(zip(named, arguments, strict=True))
+        read = relative_attention(**tensors, visible=given["visible"], dropout=0.3, with_logsum=True)
+        assert read.logsum is not None
+        return read.context, read.logsum
+
+    assert torch.autograd.gradcheck(drawn_alike, tuple(named.values()))
 
 
 def test_no_mask_lets_every_query_see_every_key() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from remanence.ops.dropout import dropout
+from remanence.ops.dropout import add_dropped, bits, dropout
 from remanence.ops.dropout.bits import random_mask
 from remanence.ops.dropout.naive import apply_mask
 
@@ -15,7 +15,7 @@ from remanence.ops.dropout.naive import apply_mask
 def test_it_is_the_naive_one_with_the_same_mask(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     values = torch.randn(shape).to(dtype).requires_grad_()
     torch.manual_seed(4)
-    kept = random_mask(values.shape, 0.3)
+    kept = random_mask(values.shape, 0.3) == 1
     torch.manual_seed(4)
     dropped = dropout(values, 0.3)
     other = values.detach().clone().requires_grad_()
@@ -67,3 +67,34 @@ def test_the_given_values_stay_as_they_are() -> None:
     values = torch.ones(5, 7)
     dropout(values, 0.5)
     assert torch.equal(values, torch.ones(5, 7))
+
+
+@pytest.mark.parametrize("kinds", [(torch.float32, torch.bfloat16), (torch.bfloat16,) * 2, (torch.float64,) * 2])
+def test_adding_what_was_dropped_is_adding_its_dropout(kinds: tuple[torch.dtype, torch.dtype]) -> None:
+    given = [torch.randn(3, 7).to(kind).requires_grad_() for kind in kinds]
+    others = [each.detach().clone().requires_grad_() for each in given]
+    torch.manual_seed(3)
+    ours = add_dropped(given[0], given[1], 0.4)
+    torch.manual_seed(3)
+    theirs = others[0] + dropout(others[1], 0.4)
+    assert ours.dtype == theirs.dtype
+    torch.testing.assert_close(ours, theirs, atol=2e-2, rtol=2e-2)
+    pull = torch.randn_like(ours)
+    ours.backward(pull)
+    theirs.backward(pull)
+    for one, other in zip(given, others, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    assert torch.equal(add_dropped(given[0], given[1], 0.4, training=False), given[0] + given[1])
+
+
+def test_many_words_are_those_of_the_published_generator() -> None:
+    count = bits.FEW_WORDS + 7
+    torch.manual_seed(5)
+    words = bits.random_words(count)
+    torch.manual_seed(5)
+    state, whole = int(bits.random_words(1)), (1 << 64) - 1
+    for number in (0, 1, bits.FEW_WORDS - 1, bits.FEW_WORDS, count - 1):
+        word = (state + number * 0x9E3779B97F4A7C15) & whole
+        word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 & whole
+        word = (word ^ (word >> 27)) * 0x94D049BB133111EB & whole
+        assert int(words[number]) & whole == word ^ (word >> 31)

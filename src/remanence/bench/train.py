@@ -26,6 +26,7 @@ from remanence.bench.usage import most_resident_bytes, peak_bytes
 from remanence.config import TrainingSettings
 from remanence.data import Batch
 from remanence.nn.padded import pad_linear_maps
+from remanence.training.allocation import keep_freed_memory
 from remanence.training.horizon import accumulate_gradients, choose_engine, read_segment
 from remanence.training.optimizer import build_optimizer
 from remanence.training.precision import autocast
@@ -181,6 +182,8 @@ class PeerTraining(Training):
 
 def bench_train(settings: Settings, peak: MatrixPeak, told: Callable[[int, int], None]) -> Result:
     """Measure training steps. Raises Disagreement where candidates are not what they should be."""
+    # As the Trainer does.
+    keep_freed_memory()
     result = Result("train")
     device = torch.device(settings.device)
     peak.measure()

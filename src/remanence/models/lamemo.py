@@ -393,14 +393,14 @@ class LaMemo(RelativeModel):
             largest = max(largest, self._ahead_limit(memory))
         codes = self._codes(torch.arange(largest + 1, device=like.device), like.dtype)
         projected = [layer.project_positions(codes) for layer in self.layers]
-        back = tuple(table[back_rows] for table in projected)
+        back = tuple(table.index_select(0, back_rows) for table in projected)
         if window is None:
             return back, ()
         if mirrored:
             negative = -torch.arange(self._ahead_limit(memory) + 1, device=like.device)
             codes = self._codes(negative, like.dtype)
             projected = [layer.project_positions(codes) for layer in self.layers[:-1]]
-        return back, tuple(table[window.rows] for table in projected[: len(self.layers) - 1])
+        return back, tuple(table.index_select(0, window.rows) for table in projected[: len(self.layers) - 1])
 
     def _ahead_limit(self, memory: Any) -> int:
         """The largest distance ahead: the number of slots, unless clamped (never for signed distances) or held."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from remanence.nn.packed import PackedLinear
-from remanence.ops.dropout import dropout
+from remanence.ops.dropout import add_dropped, dropout
+from remanence.ops.feed_forward import feed_forward
 
 
 class Layer(nn.Module):
@@ -82,11 +83,11 @@ class Layer(nn.Module):
         update = self.output(context.transpose(1, 2).flatten(2))
         if addition is not None:
             update = update + addition
-        hidden = stream + dropout(update, self.attention_output_dropout, self.training)
+        hidden = add_dropped(stream, update, self.attention_output_dropout, self.training)
         if self.norm == "pre":
-            return hidden + self._feed_forward(self.norm_feed_forward(hidden))
+            return self._add_feed_forward(hidden, self.norm_feed_forward(hidden))
         hidden = self.norm_attention(hidden)
-        return self.norm_feed_forward(hidden + self._feed_forward(hidden))
+        return self.norm_feed_forward(self._add_feed_forward(hidden, hidden))
 
     def _read(self, stream: Tensor) -> Tensor:
         return self.norm_attention(stream) if self.norm == "pre" else stream
@@ -94,12 +95,14 @@ class Layer(nn.Module):
     def _split(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
         return projected.unflatten(-1, (parts, *self.heads)).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def _feed_forward(self, hidden: Tensor) -> Tensor:
-        widen = self.feed_forward_in
-        if isinstance(widen, PackedLinear):
-            return self.feed_forward_out(widen.rectified(hidden))
-        inner = self._drop(F.relu(widen(hidden)))
-        return self._drop(self.feed_forward_out(inner))
-
-    def _drop(self, hidden: Tensor) -> Tensor:
-        return dropout(hidden, self.dropout, self.training)
+    def _add_feed_forward(self, stream: Tensor, hidden: Tensor) -> Tensor:
+        widen, narrow = self.feed_forward_in, self.feed_forward_out
+        rate = self.dropout if self.training else 0.0
+        if type(widen) is nn.Linear:
+            update = feed_forward(hidden, widen.weight, widen.bias, narrow.weight, narrow.bias, rate)
+        elif isinstance(widen, PackedLinear):
+            update = narrow(widen.rectified(hidden))
+        else:
+            # Maps with a way of their own to the same products.
+            update = narrow(dropout(F.relu(widen(hidden)), rate))
+        return add_dropped(stream, update, self.dropout, self.training)

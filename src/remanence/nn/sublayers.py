@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from remanence.ops.attention import relative_attention
 from remanence.ops.dropout import dropout
+from remanence.ops.feed_forward import feed_forward
 
 
 class AttentionSublayer(nn.Module):
@@ -56,7 +57,8 @@ class AttentionSublayer(nn.Module):
         queries = self.queries(normed).unflatten(-1, self.heads).transpose(1, 2)
         rate = self.attention_dropout if self.training else 0.0
         read = relative_attention(queries, keys, values, visible, dropout=rate)
-        return stream + dropout(self.output(read.context.transpose(1, 2).flatten(2)), self.dropout, self.training)
+        update = self.output(read.context.transpose(1, 2).flatten(2))
+        return stream + dropout(update, self.dropout, self.training)
 
 
 class FeedForwardSublayer(nn.Module):
@@ -70,5 +72,11 @@ class FeedForwardSublayer(nn.Module):
         self.narrow = nn.Linear(feed_forward_width, model_width)
 
     def forward(self, stream: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        update = self.narrow(F.relu(self.widen(self.norm(stream))))
+        widen, narrow = self.widen, self.narrow
+        normed = self.norm(stream)
+        if type(widen) is nn.Linear:
+            update = feed_forward(normed, widen.weight, widen.bias, narrow.weight, narrow.bias)
+        else:
+            # Maps with a way of their own to the same products.
+            update = narrow(F.relu(widen(normed)))
         return stream + dropout(update, self.dropout, self.training)

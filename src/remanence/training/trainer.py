@@ -26,6 +26,7 @@ from remanence.config.recipe import table_of
 from remanence.data import Corpus, Lanes
 from remanence.errors import InputError
 from remanence.models import LanguageModel, build
+from remanence.training.allocation import keep_freed_memory
 from remanence.training.device import choose_device
 from remanence.training.folder import RunFolder
 from remanence.training.horizon import accumulate_gradients, choose_engine, read_segment
@@ -138,6 +139,7 @@ class Trainer:
         Raises InputError when the run cannot be resumed and Diverged when the loss stops being finite, with what led to
         it in the run's diverged.json; OSError when the disk is full. The checkpoint before is kept in every case.
         """
+        keep_freed_memory()
         torch.manual_seed(self.settings.seed)
         if not self.resume:
             self.folder.create(self.recipe, self.corpus.tokenizer)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from remanence.ops.attention.cpu import attend
 from remanence.ops.attention.fused import applies, fused_attention
 from remanence.ops.attention.shift import shift
 from remanence.ops.attention.single import single_query
@@ -76,6 +77,11 @@ def relative_attention(
             with_logsum=with_logsum,
         )
         return Read(context, logsum, weights if with_weights else None)
+    if queries.device.type == "cpu" and not torch.compiler.is_compiling():
+        offset = num_queries - 1 if num_queries > 1 else 0
+        read_at = (visible, content_bias, position_bias, positions, distance_bias, offset, dropout, with_weights)
+        context, logsum, weights = attend(queries, keys, values, *read_at)
+        return Read(context, logsum if with_logsum else None, weights)
     scale = 1 / math.sqrt(head_width)
     content = (queries if content_bias is None else queries + content_bias[:, None].to(queries.dtype)) * scale
     scores = content @ keys.transpose(-2, -1)

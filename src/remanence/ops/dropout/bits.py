@@ -2,6 +2,13 @@
 
 torch's CPU dropout draws a Bernoulli number for every element, which takes a third of a training step here. The rate is
 met to within 1/65536.
+
+    x_n = s + n g;  x ^= x >> 30;  x *= a;  x ^= x >> 27;  x *= b;  x ^= x >> 31
+
+turns the number n of a word into random bits: SplitMix64 (Steele, Lea & Flood 2014), with a seed s from torch's
+generator. All words are made at once, by all threads, and do not depend on how many there are; the generator itself
+makes one after the other. Decisions are kept as 0 and 1 of 16 bits: by such a number the bits of a value of 16 bits
+are multiplied, with no conversion.
 """
 
 from __future__ import annotations
@@ -9,12 +16,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Int16
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 LEVELS = 1 << 16
+GAMMA, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+"""The constants g, a, b of SplitMix64 as signed numbers."""
+FEW_WORDS = 1 << 13
+"""Below this many the generator itself is faster."""
+ROWS = 32
+"""Times so many words are scrambled at once: 2 MiB, which stay in the cache."""
 
 
 def dropout(values: Float[Tensor, "*shape"], rate: float, training: bool = True) -> Float[Tensor, "*shape"]:
@@ -30,24 +43,89 @@ def dropout(values: Float[Tensor, "*shape"], rate: float, training: bool = True)
     return _BitDropout.apply(values, rate)  # type: ignore[return-value]
 
 
-def random_mask(shape: torch.Size, rate: float) -> Tensor:
-    """Booleans, each False with probability `rate` (to within 1/65536), from the global CPU generator."""
+def add_dropped(
+    stream: Float[Tensor, "*shape"], update: Float[Tensor, "*shape"], rate: float, training: bool = True
+) -> Float[Tensor, "*shape"]:
+    """Add what dropout leaves of an update: stream + dropout(update), in the dtype that the sum has."""
+    if not training or rate == 0:
+        return stream + update
+    if stream.device.type != "cpu" or torch.compiler.is_compiling():
+        return stream + F.dropout(update, rate)
+    return _AddDropped.apply(stream, update, rate)  # type: ignore[return-value]
+
+
+def random_words(count: int) -> Int[Tensor, " n"]:
+    """64-bit random numbers from the global CPU generator, or from a seed that it gives."""
+    if count <= FEW_WORDS:
+        return torch.empty(count, dtype=torch.int64).random_(-(1 << 63), None)
+    seed = int(torch.empty((), dtype=torch.int64).random_(-(1 << 63), None))
+    starts = torch.arange(0, count, FEW_WORDS).mul_(GAMMA).add_(seed)[:, None]
+    steps = torch.arange(FEW_WORDS).mul_(GAMMA)
+    words = steps.new_empty(len(starts), FEW_WORDS)
+    moved = torch.empty_like(words[:ROWS])
+    for first, part in zip(starts.split(ROWS), words.split(ROWS), strict=True):
+        _scramble(torch.add(first, steps, out=part), moved[: len(part)])
+    return words.flatten()[:count]
+
+
+def _scramble(words: Int[Tensor, "R n"], moved: Int[Tensor, "R n"]) -> None:
+    """Turn numbers of words into random bits, in place, with room for as many more."""
+    for distance, factor in ((30, FIRST), (27, SECOND), (31, None)):
+        # Signed numbers are filled up with their sign, which has to go.
+        torch.bitwise_right_shift(words, distance, out=moved).bitwise_and_((1 << (64 - distance)) - 1)
+        words.bitwise_xor_(moved)
+        if factor is not None:
+            words.mul_(factor)
+
+
+def random_mask(shape: torch.Size, rate: float) -> Int16[Tensor, "*shape"]:
+    """Ones, and zeros with probability `rate` (to within 1/65536), from the global CPU generator."""
     count = shape.numel()
-    words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None)
     threshold = min(round(rate * LEVELS), LEVELS - 1) - LEVELS // 2
-    return (words.view(torch.int16)[:count] >= threshold).view(shape)
+    return random_words(-(-count // 4)).view(torch.int16)[:count].ge_(threshold).view(shape)
+
+
+def mask_(values: Float[Tensor, "*shape"], mask: Int16[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Set values to zero where the mask is, in place."""
+    if values.element_size() == 2:
+        values.view(torch.int16).mul_(mask)
+        return values
+    return values.mul_(mask.to(values.dtype))
+
+
+def masked(values: Float[Tensor, "*shape"], mask: Int16[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The values, zero where the mask is."""
+    if values.element_size() == 2:
+        return (values.view(torch.int16) * mask).view(values.dtype)
+    return values * mask.to(values.dtype)
 
 
 class _BitDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, rate: float) -> Tensor:
-        kept = random_mask(values.shape, rate)
-        ctx.save_for_backward(kept)
+        mask = random_mask(values.shape, rate)
+        ctx.save_for_backward(mask)
         ctx.scale = 1 / (1 - rate)
-        return (values * kept).mul_(ctx.scale)
+        return masked(values, mask).mul_(ctx.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        (kept,) = ctx.saved_tensors
-        return (grad * kept).mul_(ctx.scale), None
+        (mask,) = ctx.saved_tensors
+        return masked(grad, mask).mul_(ctx.scale), None
+
+
+class _AddDropped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, stream: Tensor, update: Tensor, rate: float) -> Tensor:
+        mask = random_mask(update.shape, rate)
+        ctx.save_for_backward(mask)
+        ctx.scale, ctx.kinds = 1 / (1 - rate), (stream.dtype, update.dtype)
+        return torch.add(stream, masked(update, mask), alpha=ctx.scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (mask,) = ctx.saved_tensors
+        of_stream, of_update = ctx.kinds
+        return grad.to(of_stream), masked(grad.to(of_update), mask).mul_(ctx.scale), None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from remanence.ops.attention.cpu import attend
 from remanence.ops.attention.fused import applies, fused_attention
 from remanence.ops.attention.relative import Read, read
 from remanence.ops.attention.shift import shift
@@ -34,6 +36,9 @@ def look_ahead(
     if applies(queries, keys, values):
         biases = {"content_bias": content_bias, "position_bias": position_bias, "positions": positions}
         return Read(*fused_attention(queries, keys, values, visible, **biases, dropout=dropout), None)
+    if queries.device.type == "cpu" and not torch.compiler.is_compiling():
+        biases = (content_bias, position_bias)
+        return _in_turn(queries, keys, values, visible, biases, positions, forward_only, dropout)
     scale = 1 / math.sqrt(queries.shape[-1])
     content = (queries + content_bias[:, None].to(queries.dtype)) * scale
     asked = (queries + position_bias[:, None].to(queries.dtype)) * scale
@@ -44,6 +49,37 @@ def look_ahead(
     else:
         position = _blocks(asked, positions, num_keys)
     return read(content @ keys.transpose(-2, -1), position, values, visible, dropout, with_logsum=True)
+
+
+def _in_turn(
+    queries: Float[Tensor, "B H M K"],
+    keys: Float[Tensor, "B H n K"],
+    values: Float[Tensor, "B H n K"],
+    visible: Bool[Tensor, "#B M n"],
+    biases: tuple[Tensor, Tensor],
+    positions: Float[Tensor, "P H K"],
+    forward_only: bool,
+    dropout: float,
+) -> Read:
+    """Blocks of n slots one after the other, the oldest one with what is left, each with its own distances."""
+    num_slots, num_keys = queries.shape[2], keys.shape[2]
+    oldest = (num_slots - 1) % num_keys + 1
+    sizes = [oldest] + [num_keys] * ((num_slots - oldest) // num_keys)
+    contexts, logsums = [], []
+    newer = num_slots
+    for asking, seen in zip(queries.split(sizes, dim=2), visible.split(sizes, dim=1), strict=True):
+        rows = asking.shape[2]
+        newer -= rows
+        # Row r and key c are newer + rows + c - r - n + 1 apart; row 0 of the table is distance 2 - n.
+        first = newer
+        last, offset = first + num_keys + rows - 1, rows - 1
+        if newer == 0 and forward_only:
+            # Of the newest slots no key to the left is seen.
+            first, offset = num_keys - 1, rows - num_keys
+        context, logsum, _ = attend(asking, keys, values, seen, *biases, positions[first:last], None, offset, dropout)
+        contexts.append(context)
+        logsums.append(logsum)
+    return Read(torch.cat(contexts, dim=2), torch.cat(logsums, dim=2), None)
 
 
 def _dense(
