@@ -24,8 +24,9 @@
 #     environment   machine, versions
 #     tests         tests/gpu and the other tests that need a GPU; kernels first. Where only the kernels fail, they are
 #                   switched off (REMANENCE_FUSED_ATTENTION=off) with --go-on, and the rest is measured without them
+#     compiling     what is compiled gives the same numbers; the large models are compiled beside it, all at once
 #     train-*       the published enwik8 and WikiText-103 base shapes, eager, compiled, and beside the limit
-#     generate      decoding with and without graphs, 1, 16 and 64 texts
+#     generate-*    decoding with and without graphs, 1, 16 and 64 texts
 #     summary       FOLDER/summary.md and FOLDER/summary.json, of whatever there is; written again after each section
 set -u
 
@@ -71,7 +72,7 @@ section() {
     if [ "$limit" -lt 10 ]; then
         printf '%s\t%s\t0\n' "$name" "not begun, for there was no time left" >> "$SECTIONS"
         echo "== $name: no time left"
-        return 1
+        return 124
     fi
     started=$(date +%s)
     echo "== $name (at most $limit s)"
@@ -98,8 +99,14 @@ bench() { # NAME SECONDS ARGUMENTS...
 tests() { # NAME SECONDS FILES...: no plug-in, and warnings of versions that are not ours stop nothing
     local name=$1 limit=$2
     shift 2
-    section "$name" "$limit" "$python" -m pytest -q -x -p no:cacheprovider -W default "$@"
+    section "$name" "$limit" "$python" -m pytest -q -x -p no:cacheprovider -W default "${workers[@]}" "$@"
 }
+
+# A test that was stopped by its limit has not failed: the summary says that it was stopped, and things go on.
+failed() { [ "$1" -ne 0 ] && [ "$1" -ne 124 ] && [ "$1" -ne 137 ]; }
+
+workers=()
+[ -z "$dry" ] && "$python" -c 'import xdist' 2> /dev/null && workers=(-n 4)
 
 if [ -n "$dry" ]; then
     # What compiles here is tested elsewhere, and takes minutes on a CPU.
@@ -107,7 +114,8 @@ if [ -n "$dry" ]; then
     small=(--quick --rounds 1 --no-peers)
     fast=(--quick --rounds 1 --memory-length 8)
 else
-    small=(--rounds 5)
+    # Closing a segment is in every figure, and recording it takes as many steps: shorter ones than in training.
+    small=(--rounds 3 --segment-length 128)
     fast=(--rounds 7)
 fi
 
@@ -132,52 +140,57 @@ fi
 
 # Correctness. In a dry run a few of the bodies stand for all.
 if [ -n "$dry" ]; then
-    tests tests-models 60 tests/gpu/test_cuda.py -k "lamemo and (decoding or cpu)"
+    tests tests-models 90 tests/gpu/test_cuda.py -k "lamemo-full and (decoding or cpu)"
     right=$?
 else
-    kernels=$(ls tests/gpu/test_attention_kernels.py tests/gpu/test_fused_attention.py 2> /dev/null)
     right=0
-    if [ -n "$kernels" ] && ! tests tests-kernels 60 $kernels; then
+    tests tests-kernels 60 tests/gpu/test_attention_kernels.py
+    if failed $?; then
         right=1
         export REMANENCE_FUSED_ATTENTION=off
         echo "   the kernels of attention are switched off from here on"
     fi
-    tests tests-models 110 tests/gpu/test_cuda.py tests/generation/test_cuda.py tests/evaluation/test_cuda.py -k "not compiled" || right=1
-fi
-if [ $right -ne 0 ] && [ -z "$go_on" ]; then
-    echo "gpu.sh: a test failed, so nothing is timed; --go-on measures all the same" >&2
-    exit 1
+    files=(tests/gpu/test_cuda.py tests/generation/test_cuda.py tests/evaluation/test_cuda.py)
+    tests tests-models 90 "${files[@]}" -k "not compiled"
+    failed $? && right=1
 fi
 
 # Compiling takes minutes for a large model, but many can be compiled at once: what they make is kept on disk, where
-# the timed runs find it. Nothing is timed meanwhile.
+# the timed runs find it. Nothing is timed meanwhile, and the tests of what is compiled run beside it.
 main=(transformer transformer-xl lamemo)
 others=(compressive infinite-former memformer rmt)
 enwik8=(--shape enwik8-base --lanes 44 --dtype bfloat16 --no-peers)
 wikitext=(--shape wikitext-103-base --lanes 64 --dtype bfloat16 --no-peers)
+compiling() {
+    local model status
+    for model in "${main[@]}"; do
+        "$python" -m remanence bench train --models "$model" "${enwik8[@]}" --compile --rounds 1 &
+    done
+    "$python" -m pytest -q -p no:cacheprovider -W default tests/gpu/test_cuda.py -k "compiled and (lamemo or segment)"
+    status=$?
+    wait
+    return $status
+}
 if [ -z "$dry" ]; then
-    warming() {
-        for model in "${main[@]}"; do
-            "$python" -m remanence bench train --models "$model" "${enwik8[@]}" --compile --rounds 1 &
-        done
-        wait
-    }
-    export -f warming
-    declare -p python main enwik8 > "$scratch/warming"
-    section compiling 100 bash -c ". '$scratch/warming'; warming"
-    tests tests-compiled 60 tests/gpu/test_cuda.py -k "compiled and (lamemo or transformer or segment)"
-fi
-
-# Training, what matters most first.
-if [ -n "$dry" ]; then
+    export -f compiling
+    declare -p python main enwik8 > "$scratch/compiling"
+    section compiling 100 bash -c ". '$scratch/compiling'; compiling"
+    failed $? && right=1
+else
     enwik8=(--no-peers)
     wikitext=(--no-peers)
 fi
+if failed $right && [ -z "$go_on" ]; then
+    echo "gpu.sh: a test failed, so nothing is timed; --go-on measures all the same" >&2
+    exit 1
+fi
+
+# Training, what matters most first.
 bench train-enwik8 130 train --models "${main[@]}" "${enwik8[@]}" --compile --limit "${fast[@]}"
 bench train-wikitext-103-eager 50 train --models "${main[@]}" "${wikitext[@]}" --padded --limit "${fast[@]}"
-batches=(1 16 64)
-[ -n "$dry" ] && batches=(1 2)
-bench generate 90 generate --shape enwik8-base --dtype bfloat16 --batch "${batches[@]}" --models transformer-xl lamemo "${small[@]}"
+for texts in 1 16 64; do
+    bench "generate-$texts" 45 generate --shape enwik8-base --dtype bfloat16 --batch $texts --models transformer-xl lamemo "${small[@]}"
+done
 bench train-enwik8-others 80 train --models "${others[@]}" "${enwik8[@]}" "${fast[@]}"
 bench train-wikitext-103-compiled 100 train --models transformer-xl lamemo "${wikitext[@]}" --compile "${fast[@]}"
 TORCHINDUCTOR_SHAPE_PADDING=0 bench train-wikitext-103-unpadded 60 train --models transformer-xl "${wikitext[@]}" --compile "${fast[@]}"
