@@ -84,7 +84,7 @@ def test_every_requirement_is_pinned_within_its_range(root: Path) -> None:
     for requirement in required:
         if requirement.startswith("remanence["):
             continue
-        name, lowest = requirement.lower().split(">=")
+        name, lowest = requirement.lower().split(";")[0].split(">=")
         pinned = pins[name.split("[")[0]]
         assert [int(part) for part in pinned.split(".")[:2]] >= [int(part) for part in lowest.split(".")[:2]], name
 

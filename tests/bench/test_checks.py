@@ -93,12 +93,12 @@ def test_a_memory_that_is_not_read_is_refused(settings: Settings, monkeypatch: p
 
 def test_projections_that_change_a_loss_are_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     model = own.make("transformer-xl", settings, 16).eval()
-    result = Result("evaluate")
-    evaluate.check_keeping(model, settings, (4, 16), result)
+    memory, result = evaluate.filled(model, settings, 16), Result("evaluate")
+    evaluate.check_keeping(model, memory, settings, (4, 16), result)
     assert len(result.checks) == 1
     spoil(monkeypatch, TransformerXL, 0.1, when=lambda memory: bool(memory.keys))
     with pytest.raises(Disagreement, match="transformer-xl with its projections kept"):
-        evaluate.check_keeping(model, settings, (4, 16), result)
+        evaluate.check_keeping(model, memory, settings, (4, 16), result)
 
 
 def test_a_peer_whose_cache_is_not_its_window_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,13 +83,11 @@ class OwnScoring(Scoring):
         counted = model.flops(settings.lanes, protocol[0], protocol[1] if self.remembers else None)
         self.flops = None if counted is None else counted.total_forward
 
-    def fill(self) -> bool:
-        """Fill the memory; whether there is anything to keep in it."""
-        self.state = filled(self.model, self.settings, self.protocol[1] if self.remembers else None)
-        keeping = self.model.with_projections(self.state)
-        able = keeping is not self.state
-        self.state = keeping if self.kept else self.state
-        return able
+    def begin(self, memory: Any) -> bool:
+        """Go on from a memory; whether there is anything to keep in it."""
+        keeping = self.model.with_projections(memory)
+        self.state = keeping if self.kept else memory
+        return keeping is not memory
 
     def losses(self, drawn: Tensor) -> Tensor:
         hidden, self.state, _ = self.model(drawn[:, :-1], self.state)
@@ -151,11 +149,12 @@ def _measure(
     segments = torch.randint(settings.shape.vocabulary, shape, generator=generator).to(device)
     candidates: list[Scoring] = []
     for architecture, model in models.items():
-        check_keeping(model, settings, protocol, result)
+        memory = filled(model, settings, protocol[1] if own.remembers(architecture) else None)
+        check_keeping(model, memory, settings, protocol, result)
         packs = any(isinstance(each, PackedLinear) for each in fixed(model).modules())
         for packed, kept in ((False, False), (True, False), (packs, True)):
             one = OwnScoring(architecture, model, settings, protocol, packed=packed, kept=kept)
-            if (one.fill() or not kept) and (packs or not packed):
+            if (one.begin(memory) or not kept) and (packs or not packed):
                 candidates.append(one)
     if settings.peers:
         sized = dataclasses.replace(settings, segment_length=length)
@@ -163,10 +162,9 @@ def _measure(
             peer.model.eval()
             check_cache(peer, sized, protocol, result)
             found = PeerScoring(peer, settings, protocol)
-            steps = (1 + peers.RATE) * -(-protocol[1] // length) + 2
-            _fill_peer(found, settings, length, steps)
+            _fill_peer(found, settings, length, peer.fills * -(-protocol[1] // length) + 2)
             candidates.append(found)
-    memory = {each.label: peak_bytes(lambda each=each: each.turn(segments[:1]), device) for each in candidates}
+    made = {each.label: peak_bytes(lambda each=each: each.turn(segments[:1]), device) for each in candidates}
     calls = {each.label: partial(each.turn, segments) for each in candidates}
     times = interleave(calls, settings.rounds, settings.warmup, device, peak, told)
     for each in candidates:
@@ -191,7 +189,7 @@ def _measure(
                 "times_reference": ratio(times[each.label], times[nearest]),
                 "flops": None if each.kept else each.flops,
                 "flops_per_second": None if each.kept or not each.flops else each.flops / found["median"],
-                "peak_bytes": memory[each.label],
+                "peak_bytes": made[each.label],
                 "forced": each.note,
             }
         )
@@ -199,11 +197,10 @@ def _measure(
             result.note(f"{each.name}: {each.note}.")
 
 
-def check_keeping(model: Any, settings: Settings, protocol: tuple[int, int], result: Result) -> None:
-    """Packed weights, and keys, values and tables that are kept, give the losses of those made anew, in float32."""
+def check_keeping(model: Any, plain: Any, settings: Settings, protocol: tuple[int, int], result: Result) -> None:
+    """After a memory, packed weights and what is kept of its slots give the losses of all made anew, in float32."""
     remembers = own.remembers(model.config.architecture)
     with torch.no_grad():
-        plain = filled(model, settings, protocol[1] if remembers else None)
         reading = fixed(model)
         kept = reading.with_projections(plain)
         keeps = kept is not plain
@@ -253,7 +250,8 @@ def filled(model: Any, settings: Settings, memory_length: int | None) -> Any:
     with torch.no_grad():
         memory = model.init_memory(settings.lanes, memory_length)
         length = min(FILLED, model.config.segment_length)
-        for _ in range(-(-3 * memory.length // length) + 2):
+        compressed = getattr(model.config, "compressed_slots", 0) * getattr(model.config, "compression_rate", 1)
+        for _ in range(-(-(memory.length + compressed) // length) + 2):
             drawn = torch.randint(model.vocab_size, (settings.lanes, length), generator=generator)
             memory = model(drawn.to(settings.device), memory).memory
     return memory

@@ -30,6 +30,8 @@ class Peer:
     package: str
     remembers = True
     """Whether the length of the memory is the bench's to choose."""
+    fills = 1
+    """How many times as many tokens as it has slots fill its memory."""
     forced = ""
     """Where its shape differs from the one that was asked for."""
     model: nn.Module
@@ -134,6 +136,7 @@ class Compressive(Peer):
     """The Compressive Transformer of compressive-transformer-pytorch."""
 
     name, package = "compressive-transformer-pytorch", "compressive_transformer_pytorch"
+    fills = 1 + RATE
 
     def __init__(self, settings: Settings, memory_length: int) -> None:
         library, shape = _import(self.package), settings.shape
@@ -171,6 +174,7 @@ class Memformer(Peer):
 
     name, package = "memformer package", "memformer"
     remembers = False
+    fills = 0
 
     def __init__(self, settings: Settings, memory_length: int) -> None:
         library, shape = _import(self.package), settings.shape
@@ -201,6 +205,7 @@ class RecurrentMemory(Peer):
 
     name, package = "recurrent-memory-transformer-pytorch", "recurrent_memory_transformer_pytorch"
     remembers = False
+    fills = 0
     forced = "gated feed-forward of as many weights"
 
     def __init__(self, settings: Settings, memory_length: int) -> None:
