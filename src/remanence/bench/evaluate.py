@@ -25,6 +25,7 @@ from remanence.bench.rounds import interleave, ratio, summary
 from remanence.bench.settings import Settings
 from remanence.bench.usage import peak_bytes
 from remanence.nn.packed import PackedLinear, fixed
+from remanence.training.allocation import keep_freed_memory
 from remanence.training.precision import autocast
 
 PROTOCOLS = ((64, 640), (1, 512))
@@ -111,6 +112,8 @@ class PeerScoring(Scoring):
 def bench_evaluate(settings: Settings, peak: MatrixPeak, told: Callable[[int, int], None]) -> Result:
     """Measure evaluation. Raises Disagreement where keeping changes a loss."""
     result = Result("evaluate")
+    # As the command does.
+    keep_freed_memory()
     peak.measure()
     protocols = settings.protocols or (QUICK if settings.quick else PROTOCOLS)
     segment = max(FILLED if not settings.quick else 0, *(length for length, _ in protocols))

@@ -28,6 +28,7 @@ from remanence.bench.settings import Settings
 from remanence.bench.usage import resident_bytes
 from remanence.generation import Sampling, Session
 from remanence.generation.sampling import draw
+from remanence.training.allocation import keep_freed_memory
 from remanence.training.precision import autocast
 
 REFRESHING = "lamemo, refreshing at every token"
@@ -160,6 +161,8 @@ class GPT2Writing(Writing):
 def bench_generate(settings: Settings, peak: MatrixPeak, told: Callable[[int, int], None]) -> Result:
     """Measure generation. Raises Disagreement where writing token by token is not what reading at once gives."""
     result = Result("generate")
+    # As the command does.
+    keep_freed_memory()
     peak.measure()
     models = {name: own.make(name, settings, settings.memory_length[0]).eval() for name in settings.models}
     for model in models.values():

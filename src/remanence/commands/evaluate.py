@@ -83,8 +83,10 @@ def main(argv: Sequence[str], prog: str) -> int:
     # Not at the top: torch takes seconds, and help and mistyped flags need none of it.
     from remanence.data import Corpus
     from remanence.training import load_run
+    from remanence.training.allocation import keep_freed_memory
     from remanence.training.device import choose_device
 
+    keep_freed_memory()
     run = load_run(arguments.run, arguments.checkpoint, device=choose_device(arguments.device))
     if arguments.corpus is None and not Path(run.recipe.data.corpus).is_dir():
         raise InputError(

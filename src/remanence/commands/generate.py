@@ -99,8 +99,10 @@ def main(argv: Sequence[str], prog: str) -> int:
     _check(arguments)
     # Not at the top: torch takes seconds, and help and mistyped flags need none of it.
     from remanence.training import load_run
+    from remanence.training.allocation import keep_freed_memory
     from remanence.training.device import choose_device
 
+    keep_freed_memory()
     run = load_run(arguments.run, arguments.checkpoint, device=choose_device(arguments.device))
     if arguments.images is not None:
         return _draw(arguments, run)
