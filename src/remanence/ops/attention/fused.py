@@ -36,9 +36,16 @@ def applies(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
         return False
     if MODE == "on":
         return True
+    if not queries.is_cuda or torch.version.hip is not None or queries.shape[-2] < FEWEST_QUERIES:
+        return False
     # Exact products of float32 know no tensor cores, and cuBLAS is better at them.
-    exact = queries.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-    return queries.is_cuda and torch.version.hip is None and queries.shape[-2] >= FEWEST_QUERIES and not exact
+    return queries.dtype != torch.float32 or _shortens()
+
+
+@torch.compiler.assume_constant_result
+def _shortens() -> bool:
+    """Whether products of float32 may be computed with fewer bits; a compiled graph takes it as it finds it."""
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def fused_attention(
