@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from remanence.ops.look_ahead import look_ahead, merge, naive
+from remanence.ops.look_ahead import blocked, look_ahead, merge, naive
 
 QUICK = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 TOLERANCES = {torch.float64: (1e-12, 1e-11), torch.float32: (2e-5, 2e-4), torch.bfloat16: (5e-2, 2e-1)}
@@ -45,6 +46,15 @@ def copied(given: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return {name: value.detach().clone().to(dtype).requires_grad_() for name, value in given.items()}
 
 
+@pytest.fixture(scope="module", params=[1, blocked.LEAST_IN_TURN], ids=["in turn", "at once"])
+def blocks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """However large its blocks are, both ways of reading them are tried."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocked, "LEAST_IN_TURN", request.param)
+        yield
+
+
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @QUICK
 @given(
@@ -83,6 +93,7 @@ def test_the_fast_path_is_the_naive_one(
         assert (argument.grad.double() - wanted.double()).abs().max() <= backward * max(1.0, wanted.abs().max()), name
 
 
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize(("slots", "num_keys"), [(5, 5), (7, 2), (4, 1), (1, 1)])
 @pytest.mark.parametrize("right", [True, False])
 def test_gradients_are_those_of_finite_differences(slots: int, num_keys: int, right: bool) -> None:
@@ -101,6 +112,7 @@ def test_gradients_are_those_of_finite_differences(slots: int, num_keys: int, ri
     assert torch.autograd.gradcheck(read, tuple(given.values()))
 
 
+@pytest.mark.usefixtures("blocks")
 def test_the_cost_is_linear_in_the_number_of_slots() -> None:
     flops = []
     for slots in (60, 120):

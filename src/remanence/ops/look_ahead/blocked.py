@@ -14,6 +14,9 @@ from remanence.ops.attention.fused import applies, fused_attention
 from remanence.ops.attention.relative import Read, read
 from remanence.ops.attention.shift import shift
 
+LEAST_IN_TURN = 32
+"""Keys that a block must have to be read by itself; smaller ones are read all at once, in one batch of products."""
+
 
 def look_ahead(
     queries: Float[Tensor, "B H M K"],
@@ -36,7 +39,8 @@ def look_ahead(
     if applies(queries, keys, values):
         biases = {"content_bias": content_bias, "position_bias": position_bias, "positions": positions}
         return Read(*fused_attention(queries, keys, values, visible, **biases, dropout=dropout), None)
-    if queries.device.type == "cpu" and not torch.compiler.is_compiling():
+    large = keys.shape[2] >= LEAST_IN_TURN
+    if large and queries.device.type == "cpu" and not torch.compiler.is_compiling():
         biases = (content_bias, position_bias)
         return _in_turn(queries, keys, values, visible, biases, positions, forward_only, dropout)
     scale = 1 / math.sqrt(queries.shape[-1])
