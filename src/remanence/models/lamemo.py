@@ -192,14 +192,14 @@ class LaMemo(RelativeModel):
             if last and not predict:
                 break
             if last:
-                slot_stream, stream = stream[:, :slots], stream[:, slots:]
+                slot_stream, stream = stream.split([slots, new], dim=1)
                 queries, keys, values = layer.project(stream)
                 earlier = layer.project_keys_values(slot_stream)
                 keys, values = (torch.cat(pair, dim=2) for pair in zip(earlier, (keys, values), strict=True))
                 slot_queries = None
             else:
                 queries, keys, values = layer.project(stream)
-                slot_queries, queries = queries[:, :, :slots], queries[:, :, slots:]
+                slot_queries, queries = queries.split([slots, new], dim=2)
             read = self._look_back(number, queries, keys, values, visible, back[number][-num_keys:], not last, extras)
             context = read.context
             if not last:
