@@ -60,7 +60,8 @@ class Scoring:
 
     def turn(self, segments: Tensor) -> None:
         """Read several segments, (number, B, T + 1)."""
-        with torch.no_grad(), self.around():
+        # As the command does.
+        with torch.inference_mode() if self.settings.device == "cpu" else torch.no_grad(), self.around():
             for drawn in segments:
                 self.losses(drawn)
 

@@ -146,8 +146,10 @@ def _read(
     positions = torch.zeros(protocol.lanes, dtype=torch.int64)
     for batch in batches:
         before, moved = memory, batch.to(device)
+        # A reset makes all slots anew, which costs more than reading one token.
+        starts = moved.starts if bool(batch.starts.any()) else None
         with autocast(precision, device):
-            hidden, memory, found = model(moved.tokens, memory, moved.starts, lengths=moved.lengths, extras=extras)
+            hidden, memory, found = model(moved.tokens, memory, starts, lengths=moved.lengths, extras=extras)
             nats = model.head.loss(hidden, moved.targets)
             correct = _correct(model, hidden, moved.targets).cpu() if accuracy else None
         positions = positions.masked_fill(batch.starts, 0)

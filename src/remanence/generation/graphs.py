@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor
 
 from remanence.memory import Memory
+from remanence.recording import repeated
 from remanence.rows import rehearsing
 
 Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
@@ -131,7 +131,7 @@ class Cycle:
         with torch.no_grad():
             if self._waits(memory):
                 return self._step(tokens.to(_device(memory)), self.kept(memory))
-            with nullcontext():
+            with repeated():
                 place = self._enter(tokens, memory)
                 if place not in self._recordings:
                     self._recordings[place] = self._recorder.record(partial(self._compute, place))

@@ -269,7 +269,7 @@ class LanguageModel(nn.Module):
         self._check(tokens, memory, starts, lengths, close)
         if starts is not None:
             memory = memory.reset(starts)
-        if not (memory.opened or self.memory_carries_gradient):
+        if not (memory.opened or self.memory_carries_gradient or torch.is_inference_mode_enabled()):
             # An open segment keeps its graph: it is one segment, however many calls read it.
             memory = memory.detach()
         return memory, None if lengths is None else lengths.clamp(0, tokens.shape[1])

@@ -19,6 +19,7 @@ from remanence.models.base import Extras, LanguageModel, ModelConfig
 from remanence.models.flops import Flops
 from remanence.nn.layer import Layer
 from remanence.nn.positions import sinusoids
+from remanence.recording import may_look
 from remanence.rows import append
 
 
@@ -158,6 +159,9 @@ def visible_keys(
     """
     slots = valid.shape[1]
     if new == 1 and not same_length:
+        if slots and may_look(valid.device) and bool(valid.all()):
+            # As soon as every slot was written there is nothing to hide, which costs less to find out than to mask.
+            return None
         return None if not slots else torch.cat([valid, valid.new_ones(len(valid), opened + 1)], dim=1)[:, None]
     keys = slots + opened + new
     query = torch.arange(keys - new, keys, device=valid.device)[:, None]

@@ -34,6 +34,13 @@ def linear_cross_entropy(
     if hidden.dtype == torch.float64:
         products = hidden.dtype
     rows = max(1, chunk_elements // max(hidden.shape[0], 1))
+    if weight.shape[0] <= rows and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        # One chunk and no way back: of few rows, a running sum of chunks takes longer than the logits.
+        exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        with torch.autocast(kind, enabled=False):
+            scores = _logits(hidden.to(products), weight, bias, products, exact).log_softmax(-1)
+            wanted = scores.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+            return torch.where(targets >= 0, -wanted, 0.0)
     return _LinearCrossEntropy.apply(hidden, weight, bias, targets, products, rows)  # type: ignore[return-value]
 
 
