@@ -125,6 +125,10 @@ class Memory:
         """The same values, cut off from the graph that computed them."""
         return self._map(lambda tensor, role: tensor.detach())
 
+    def for_gradients(self: Some) -> Some:
+        """The same values where gradients are recorded: tensors that were made in inference mode are copied."""
+        return self._map(lambda tensor, role: tensor.clone() if tensor.is_inference() else tensor)
+
     def to(self: Some, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Some:
         """Move to a device and cast floating tensors to `dtype`. Log-sums stay float32 or better."""
         return self._map(partial(_move, device=device, dtype=dtype))

@@ -41,6 +41,21 @@ def test_every_parameter_receives_a_gradient(variant: Variant) -> None:
     assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
 
 
+def test_a_memory_from_inference_mode_serves_gradients(variant: Variant) -> None:
+    model = variant.model()
+    tokens, targets = text(model, 5, 5)
+    found = []
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            memory = histories(model).detach()
+        model.zero_grad()
+        hidden, _, _ = model(tokens, memory)
+        model.head.loss(hidden, targets).sum().backward()
+        found.append(gradients(model))
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def test_gradients_are_finite_from_an_empty_memory(variant: Variant) -> None:
     model = variant.model()
     tokens, targets = text(model, 5, 5)

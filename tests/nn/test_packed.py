@@ -36,6 +36,13 @@ def test_everything_but_the_linear_maps_is_shared() -> None:
     assert twin.state_dict().keys() == model.state_dict().keys()
 
 
+def test_weights_that_a_hook_makes_are_not_kept() -> None:
+    linear = nn.Linear(3, 3)
+    linear.register_forward_hook(lambda module, rows, out: out + 1)
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+    assert fixed(linear) is linear and fixed(normed) is normed
+
+
 def test_float64_is_left_as_it_is() -> None:
     linear = nn.Linear(3, 3).double()
     assert fixed(linear) is linear

@@ -269,6 +269,8 @@ class LanguageModel(nn.Module):
         self._check(tokens, memory, starts, lengths, close)
         if starts is not None:
             memory = memory.reset(starts)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            memory = memory.for_gradients()
         if not (memory.opened or self.memory_carries_gradient or torch.is_inference_mode_enabled()):
             # An open segment keeps its graph: it is one segment, however many calls read it.
             memory = memory.detach()

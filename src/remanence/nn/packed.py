@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -44,15 +45,27 @@ def fixed(module: Any, dtype: torch.dtype | None = None) -> Any:
     """A module that computes the same with the same parameters, as long as these do not change; for no gradients.
 
     With `dtype` bfloat16 its linear maps are those of autocast. Nothing changes on other devices than a CPU, in other
-    types, and where torch was built without oneDNN.
+    types, where torch was built without oneDNN, and where hooks see a linear map.
     """
     if type(module) is nn.Linear:
         wanted = module.weight.dtype if dtype is None else dtype
-        usual = module.weight.device.type == "cpu" and {wanted, module.weight.dtype} <= set(DTYPES)
-        return PackedLinear(module, wanted) if usual and torch.backends.mkldnn.is_available() else module
+        return PackedLinear(module, wanted) if _can_be_packed(module, wanted) else module
+    if parametrize.is_parametrized(module):
+        # It cannot be copied, and makes its weights anew at every call.
+        return module
     twin = copy.copy(module)
     twin._modules = {name: each if each is None else fixed(each, dtype) for name, each in module._modules.items()}
     return twin
+
+
+def _can_be_packed(linear: nn.Linear, dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available() or linear.weight.device.type != "cpu":
+        return False
+    # Hooks may make the weight anew at every call (norms, pruning), or change what goes in and out.
+    if not isinstance(linear.weight, nn.Parameter) or linear._forward_pre_hooks or linear._forward_hooks:
+        return False
+    supported = dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return supported and {dtype, linear.weight.dtype} <= set(DTYPES)
 
 
 def _pack(weight: Tensor, dtype: torch.dtype) -> Tensor:

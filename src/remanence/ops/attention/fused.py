@@ -39,7 +39,13 @@ def applies(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
     if not queries.is_cuda or torch.version.hip is not None or queries.shape[-2] < FEWEST_QUERIES:
         return False
     # Exact products of float32 know no tensor cores, and cuBLAS is better at them.
-    return queries.dtype != torch.float32 or _shortens()
+    return _has_tensor_cores(queries.device.index or 0) and (queries.dtype != torch.float32 or _shortens())
+
+
+@torch.compiler.assume_constant_result
+def _has_tensor_cores(device: int) -> bool:
+    """Whether a GPU multiplies bfloat16 and shortened float32 (Ampere, or newer)."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @torch.compiler.assume_constant_result

@@ -117,7 +117,7 @@ def pack(
     lane, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     rows = block * BLOCK + tl.arange(0, BLOCK)
     inside = tl.arange(0, BITS)
-    visible += lane * lane_stride + rows[:, None] * row_stride
+    visible += lane * lane_stride + rows.to(tl.int64)[:, None] * row_stride
     words += lane * word_lane + rows
     first, end = tiles, 0
     for number in range(tiles * PIECES):
