@@ -21,6 +21,11 @@ def repeated() -> Iterator[None]:
         _recording.reset(token)
 
 
+def inferring() -> bool:
+    """Whether nothing here will ever have a gradient. The compiler cannot follow the question."""
+    return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+
+
 def may_look(device: torch.device) -> bool:
     """Whether a number in a memory may be looked at to save work: on a CPU, where nobody waits, in inference mode."""
-    return device.type == "cpu" and torch.is_inference_mode_enabled() and not _recording.get()
+    return device.type == "cpu" and inferring() and not _recording.get()

@@ -126,6 +126,10 @@ class Watched(torch.nn.Module):
         self.calls.append((tokens.shape[0], tokens.shape[1], memory.nbytes))
         return self.model(tokens, memory, starts, **options)
 
+    def advance(self, tokens: torch.Tensor, memory: Any) -> Any:
+        self.calls.append((tokens.shape[0], tokens.shape[1], memory.nbytes))
+        return self.model.advance(tokens, memory)
+
 
 def test_a_long_prompt_is_read_at_constant_memory(model: LanguageModel, tokenizer: ByteTokenizer) -> None:
     watched = Watched(model)
@@ -267,6 +271,23 @@ def test_settings_given_on_loading_replace_the_saved_ones(
     whole = Session(model, tokenizer, sampling=Sampling(temperature=0))
     whole.read_ids([*PROMPT.encode(), *(ids[0] for ids in drawn)])
     assert ids_of(later, 6) == ids_of(whole, 6)
+
+
+def test_a_session_says_its_precision_and_goes_on_in_it(
+    model: LanguageModel, tokenizer: ByteTokenizer, tmp_path: Path
+) -> None:
+    model = model.float()
+    session = Session(model, tokenizer, seed=3, precision="bfloat16")
+    session.read("Once upon a time there was a long prompt.")
+    session.save(tmp_path / "there")
+    expected = list(session.steps(20))
+    later = Session.load(tmp_path / "there", model, tokenizer)
+    assert later.precision == "bfloat16"
+    assert list(later.steps(20)) == expected
+    assert Session.load(tmp_path / "there", model, tokenizer, precision="float32").precision == "float32"
+    assert Session(model, tokenizer, precision="auto").precision in ("float32", "bfloat16")
+    with pytest.raises(InputError, match="auto, float32 or bfloat16"):
+        Session(model, tokenizer, precision="float16")  # type: ignore[arg-type]
 
 
 def test_another_number_of_samples_is_refused_once_drawing_has_begun(

@@ -59,6 +59,18 @@ def test_numbers_are_those_of_reading_without(variant: Variant) -> None:
 
 
 @pytest.mark.parametrize("variant", PROJECTING)
+def test_advancing_keeps_what_reading_keeps(variant: Variant) -> None:
+    model = variant.model()
+    with torch.no_grad():
+        read = advanced = model.with_projections(histories(model))
+        for tokens in text(model, 5, 1, 7, 3):
+            _, read, _ = model(tokens, read)
+            advanced = model.advance(tokens, advanced)
+            assert gap(advanced, read) < 1e-11
+            assert len(advanced.keys) == len(read.keys)
+
+
+@pytest.mark.parametrize("variant", PROJECTING)
 def test_pieces_lanes_and_lengths_go_on_as_without(variant: Variant, tmp_path: Path) -> None:
     model = variant.model()
     with torch.no_grad():

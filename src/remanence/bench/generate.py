@@ -115,23 +115,22 @@ class SessionWriting(Writing):
             memory_length=settings.memory_length[0] if remembers else None,
             segment_length=settings.segment_length,
             hold_distances=False,
+            precision=settings.dtype,
             graphs=graphs,
         )
         generator = np.random.default_rng(settings.seed)
         # One that refreshes at every token could only read the text token by token: whole segments and one token stand
         # for it, after which no segment is open.
         left = place if segment_length is None else place // settings.segment_length * settings.segment_length + 1
-        with autocast(settings.dtype, torch.device(settings.device)):
-            while left:
-                taken = min(left, BLOCK)
-                self.session.read_ids(generator.integers(0, model.vocab_size, taken))
-                left -= taken
+        while left:
+            taken = min(left, BLOCK)
+            self.session.read_ids(generator.integers(0, model.vocab_size, taken))
+            left -= taken
         self.session.segment_length = length
 
     def turn(self) -> None:
-        with autocast(self.settings.dtype, torch.device(self.settings.device)):
-            for _ in self.session.steps(self.window):
-                pass
+        for _ in self.session.steps(self.window):
+            pass
 
 
 class GPT2Writing(Writing):

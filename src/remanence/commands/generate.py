@@ -76,6 +76,8 @@ class Arguments:
     """Tokens after which a segment is closed; as in training unless given."""
     hold_distances: bool = True
     """Hold distances at the largest of training where the memory or the segment is longer."""
+    precision: Literal["auto", "float32", "bfloat16"] | None = None
+    """Numbers of the matrix products; auto takes bfloat16 where this machine is faster in it; float32 unless given."""
     memory_in: Annotated[Path | None, option("FILE")] = None
     """Go on from this file. Settings that are not given are those that were saved."""
     memory_out: Annotated[Path | None, option("FILE")] = None
@@ -137,6 +139,7 @@ def open_session(arguments: Arguments, run: Run) -> Session:
             memory_length=arguments.memory_length,
             segment_length=arguments.segment_length,
             hold_distances=arguments.hold_distances,
+            precision=arguments.precision or "float32",
         )
     else:
         session = Session.load(
@@ -145,6 +148,7 @@ def open_session(arguments: Arguments, run: Run) -> Session:
             samples=arguments.samples,
             stops=arguments.stop or None,
             seed=arguments.seed,
+            precision=arguments.precision,
         )
         session.sampling = dataclasses.replace(session.sampling, **given)
     idle = [name for name in session.sampling.idle if name in given]

@@ -20,10 +20,11 @@ from __future__ import annotations
 import codecs
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ from remanence.generation.sampling import Sampling, draw
 from remanence.generation.stopping import StopFilter
 from remanence.memory import Distances, Memory
 from remanence.nn.packed import fixed
+from remanence.training.precision import autocast, choose
 
 BLOCK = 1 << 16
 """Characters of a prompt that are turned into tokens at a time."""
@@ -82,6 +84,8 @@ class Session:
     segment_length    where segments are closed; by default that of the model's configuration
     hold_distances    hold distances at the largest trained ones where memory or segments are longer than in training
     trained           largest distances seen in training; a run brings its own
+    precision         numbers of the matrix products: "float32" (those of the weights), "bfloat16", or "auto": bfloat16
+                      where this machine is faster in it
     graphs            on a CUDA GPU, record the steps of a segment once and replay them (`generation/graphs.py`): by
                       default where enough tokens are drawn to pay; true always, false never
     """
@@ -99,6 +103,7 @@ class Session:
         segment_length: int | None = None,
         hold_distances: bool = True,
         trained: Distances | None = None,
+        precision: Literal["auto", "float32", "bfloat16"] = "float32",
         graphs: bool | None = None,
     ) -> None:
         if samples < 1:
@@ -109,8 +114,12 @@ class Session:
             raise InputError(f"The memory length is {memory_length}; it must be at least 0.")
         if not 0 <= seed <= LARGEST_SEED - samples:
             raise InputError(f"The seed is {seed}; it must be between 0 and {LARGEST_SEED - samples}.")
+        if precision not in ("auto", "float32", "bfloat16"):
+            raise InputError(f"The precision {precision!r} is not known; choose auto, float32 or bfloat16.")
         given, self.tokenizer, self.fingerprint, trained = _parts(model, tokenizer, trained)
-        self.model = fixed(given)
+        self.precision = choose(precision, next(given.parameters()).device)
+        """float32 (those of the weights themselves) or bfloat16."""
+        self.model = fixed(given, torch.bfloat16 if self.precision == "bfloat16" else None)
         config = self.model.config
         self.samples = samples
         self.sampling = sampling or Sampling()
@@ -304,6 +313,7 @@ class Session:
         sampling: Sampling | None = None,
         stops: Sequence[str] | None = None,
         seed: int | None = None,
+        precision: Literal["auto", "float32", "bfloat16"] | None = None,
         graphs: bool | None = None,
     ) -> Session:
         """A session that goes on where the saved one was; settings that are given replace the saved ones.
@@ -320,6 +330,7 @@ class Session:
                 sampling=Sampling(**state["sampling"]) if sampling is None else sampling,
                 stops=state["stops"] if stops is None else stops,
                 seed=state["seed"] if seed is None else seed,
+                precision=state.get("precision", "float32") if precision is None else precision,
                 graphs=graphs,
             )
             session._restore(path, memory, state, reseed=seed is not None)
@@ -330,6 +341,7 @@ class Session:
             "fingerprint": self.fingerprint,
             "architecture": self.model.config.architecture,
             "weights": str(next(self.model.parameters()).dtype),
+            "precision": self.precision,
             "samples": self.samples,
             "sampling": self.sampling.to_json(),
             "stops": list(self.stops),
@@ -402,8 +414,13 @@ class Session:
             # comes next without reading on needs none, and reads the same segments.
             while self.memory.opened + self._pending.shape[1] > self.segment_length:
                 room = self.segment_length - self.memory.opened
-                _, self.memory = self._feed(self._pending[:, :room])
-                self._pending = self._pending[:, room:]
+                tokens, self._pending = self._pending[:, :room], self._pending[:, room:]
+                if self.memory.opened:
+                    _, self.memory = self._feed(tokens)
+                else:
+                    # Nobody asks what a whole segment of a prompt predicts.
+                    self.memory = self.model.advance(tokens.to(self._device), self.memory)
+                    self.tokens_read += room
 
     def _begin(self) -> None:
         """Turn the prompt that was read into samples, before the first token is drawn."""
@@ -496,7 +513,11 @@ class Session:
 
     def _reading(self) -> Any:
         """Without gradients; where single calls cost much beside what they compute, without any trace of them."""
-        return torch.inference_mode() if self._device.type == "cpu" else torch.no_grad()
+        stack = ExitStack()
+        stack.enter_context(torch.inference_mode() if self._device.type == "cpu" else torch.no_grad())
+        if self.precision == "bfloat16":
+            stack.enter_context(autocast(self.precision, self._device))
+        return stack
 
     @property
     def _device(self) -> torch.device:

@@ -26,6 +26,7 @@ from remanence.nn.embedding import TokenEmbedding
 from remanence.nn.heads import SoftmaxHead
 from remanence.nn.initialization import initialize
 from remanence.ops.dropout import dropout
+from remanence.recording import inferring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +272,7 @@ class LanguageModel(nn.Module):
             memory = memory.reset(starts)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             memory = memory.for_gradients()
-        if not (memory.opened or self.memory_carries_gradient or torch.is_inference_mode_enabled()):
+        if not (memory.opened or self.memory_carries_gradient or inferring()):
             # An open segment keeps its graph: it is one segment, however many calls read it.
             memory = memory.detach()
         return memory, None if lengths is None else lengths.clamp(0, tokens.shape[1])

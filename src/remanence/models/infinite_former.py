@@ -279,6 +279,8 @@ class InfiniteFormer(TransformerXL):
         for number, (layer, long_term) in enumerate(zip(self.layers, self.long_term, strict=True)):
             inputs.append(stream)
             ends = not predict and number == len(self.layers) - 1
+            if ends and memory.keys:
+                kept.append(self._kept(memory, number, stream, room))
             if ends and not self.config.sticky:
                 break
             queries, keys, values = layer.project(stream)

@@ -163,6 +163,8 @@ class TransformerXL(RelativeModel):
             inputs.append(stream)
             if not (predict or self.counts_attention) and number == len(self.layers) - 1:
                 # The memory holds the inputs of layers: what the last one makes of its own is not remembered.
+                if memory.keys:
+                    kept.append(self._kept(memory, number, stream, room))
                 break
             queries, keys, values = layer.project(stream)
             earlier = self._earlier(memory, number)
@@ -232,6 +234,12 @@ class TransformerXL(RelativeModel):
         if memory.keys:
             return memory.keys[number].transpose(1, 2), memory.values[number].transpose(1, 2)
         return self.layers[number].project_keys_values(memory.hidden[number])
+
+    def _kept(self, memory: Any, number: int, stream: Tensor, room: int | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer whose rows ask nothing, for a memory that keeps them."""
+        old_keys, old_values = self._earlier(memory, number)
+        keys, values = self.layers[number].project_keys_values(stream)
+        return joined(old_keys, keys, room), joined(old_values, values, room)
 
     def _visible(self, memory: Any, new: int) -> Tensor | None:
         """Which keys each of `new` further tokens may see."""
