@@ -212,14 +212,24 @@ def read(model: LanguageModel, segments: list[Tensor], memory: Any = None) -> tu
 
 
 def histories(model: LanguageModel) -> Any:
-    """A memory whose four lanes have lived through different things: three segments, two, one, and none."""
+    """A memory whose four lanes have lived through different things: three segments, two, one, and none.
+
+    It is read in evaluation mode, whatever mode the model is in: others who ask for it get the same one.
+    """
     if model not in _histories:
-        memory = model.init_memory(LANES)
-        with torch.no_grad():
-            for number, tokens in enumerate(text(model, 4, 2, 3, seed=7)):
-                memory = model(tokens, memory, torch.arange(LANES) == number).memory
-        _histories[model] = memory.reset(torch.arange(LANES) == 3)
+        training = model.training
+        _histories[model] = lived(model.eval())
+        model.train(training)
     return _histories[model]
+
+
+def lived(model: LanguageModel) -> Any:
+    """The same memory read anew, in the mode that the model is in."""
+    memory = model.init_memory(LANES)
+    with torch.no_grad():
+        for number, tokens in enumerate(text(model, 4, 2, 3, seed=7)):
+            memory = model(tokens, memory, torch.arange(LANES) == number).memory
+    return memory.reset(torch.arange(LANES) == 3)
 
 
 _histories: WeakKeyDictionary[LanguageModel, Any] = WeakKeyDictionary()
