@@ -39,7 +39,7 @@ def test_the_loss_is_told_in_the_unit_of_the_corpus(unit: str, counts: dict[str,
 def test_auto_takes_bfloat16_only_where_it_is_clearly_faster(
     faster: float, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "_seconds", lambda device, dtype: 1 / faster if dtype == torch.bfloat16 else 1.0)
+    monkeypatch.setattr(precision, "_seconds", lambda left, right: 1 / faster if left.dtype == torch.bfloat16 else 1.0)
     precision._measured.cache_clear()
     assert precision.choose("auto", "cpu") == chosen
     assert precision.choose("float32", "cpu") == "float32" and precision.choose("bfloat16", "cpu") == "bfloat16"

@@ -23,6 +23,7 @@ from remanence.errors import InputError
 from remanence.files import read_json
 from remanence.training import Diverged, Result, Trainer
 from remanence.training.checkpoint import open_checkpoint
+from remanence.training.device import FEWEST_COMPILED, compiles
 from remanence.training.log import read_log
 from remanence.training.weights import weights
 
@@ -285,11 +286,29 @@ def test_compiled_training_is_one_graph(make_recipe: Make, train: Train, tmp_pat
         "torch.compile = lambda function, **options: real(function, backend='eager', fullgraph=True, **options)\n"
         "from remanence.commands.train import main; sys.exit(main(sys.argv[1:], 'remanence train'))"
     )
-    argv = [str(tmp_path / "recipe.toml"), "--training.compile", "--folder", str(tmp_path / "compiled")]
+    argv = [str(tmp_path / "recipe.toml"), "--training.compile", "True", "--folder", str(tmp_path / "compiled")]
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     # Dropout draws otherwise when compiled.
     assert records(tmp_path / "compiled")[0]["loss"] == pytest.approx(plain.losses[0][1], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("wish", "steps", "device", "triton", "compiled"),
+    [
+        (None, FEWEST_COMPILED, "cuda", True, True),
+        (None, FEWEST_COMPILED - 1, "cuda", True, False),
+        (None, FEWEST_COMPILED, "cuda", False, False),
+        (None, FEWEST_COMPILED, "cpu", True, False),
+        (True, 1, "cpu", False, True),
+        (False, FEWEST_COMPILED, "cuda", True, False),
+    ],
+)
+def test_long_runs_are_compiled_where_that_is_faster(
+    wish: bool | None, steps: int, device: str, triton: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("remanence.training.device.has_triton", lambda: triton)
+    assert compiles(wish, steps, torch.device(device)) is compiled
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

@@ -59,8 +59,9 @@ class TrainingSettings:
     """Largest norm of all gradients together; 0 leaves them as they are."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Numbers of the matrix products: bfloat16 autocast, float32, or whichever this machine is faster in."""
-    compile: bool = False
-    """Compile the model with torch.compile: slower to start, faster afterwards."""
+    compile: bool | None = None
+    """Compile the model with torch.compile: slower to start, faster afterwards on a GPU, where long runs are unless this
+    says no."""
     device: str = "auto"
     """Where to compute: auto (a GPU when there is one), cpu, cuda, cuda:1, mps."""
     seed: int = 1111

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import torch
+from torch.utils._triton import has_triton
 
 from remanence.errors import InputError
+
+FEWEST_COMPILED = 2_000
+"""Steps that a run must have to be compiled unasked: compiling takes up to two minutes and saves some 50 ms a step on a
+large GPU (benchmarks/results/gpu-first-look.md)."""
+
+
+def compiles(wish: bool | None, steps: int, device: torch.device) -> bool:
+    """Whether a run of so many steps is compiled: as wished, or where that measured faster, on GPUs with Triton.
+
+    On a CPU a compiled step takes longer than one of our own functions (docs/performance.md).
+    """
+    return device.type == "cuda" and has_triton() and steps >= FEWEST_COMPILED if wish is None else wish
 
 
 def choose_device(name: str) -> torch.device:

@@ -55,7 +55,11 @@ class Keeper:
         # What may change between the parts of a run is from now on as it was given.
         write_text(self.folder.recipe, dump_recipe(self.recipe))
         before, now = checkpoint.about["resumption"]["machine"], self.state.machine
-        return [f"{what} was {before[what]} and is now {now[what]}" for what in now if now[what] != before[what]]
+        return [
+            f"{what} was {before[what]} and is now {now[what]}"
+            for what in now
+            if now[what] != before.get(what, now[what])
+        ]
 
     def _check_nothing_saved(self) -> None:
         """Raise InputError where the log knows of a checkpoint: a run that was saved must not begin anew."""

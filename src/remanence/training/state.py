@@ -59,6 +59,8 @@ class State:
     memory: Memory
     precision: Precision
     device: torch.device
+    compiled: bool = False
+    """Whether the model is read by a compiled graph, which rounds in another order."""
     progress: Progress = field(default_factory=Progress)
     history: Tensor = field(init=False)
     """(B,) tokens that each lane has read since its memory was empty."""
@@ -109,7 +111,8 @@ class State:
     @property
     def machine(self) -> dict[str, Any]:
         """What the rounding of numbers depends on beside the run itself."""
-        return {"torch": torch.__version__, "device": self.device.type, "threads": torch.get_num_threads()}
+        threads = torch.get_num_threads()
+        return {"torch": torch.__version__, "device": self.device.type, "threads": threads, "compiled": self.compiled}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Become what was saved. Raises InputError when the checkpoint is damaged or of another model."""

@@ -27,7 +27,7 @@ from remanence.data import Corpus, Lanes
 from remanence.errors import InputError
 from remanence.models import LanguageModel, build
 from remanence.training.allocation import keep_freed_memory
-from remanence.training.device import choose_device
+from remanence.training.device import choose_device, compiles
 from remanence.training.folder import RunFolder
 from remanence.training.horizon import accumulate_gradients, choose_engine, read_segment
 from remanence.training.identity import check_same_run
@@ -122,12 +122,13 @@ class Trainer:
             memory=model.init_memory(lanes=settings.lanes),
             precision=choose(settings.precision, device),
             device=device,
+            compiled=compiles(settings.compile, settings.steps, device),
         )
         self.profiler = None if profile is None else StepProfiler(profile, self.folder.profile, device)
         if self.profiler and not resume:
             self.profiler.check(0, settings.steps, self._goes_aside)
         self.keeper = Keeper(self.folder, recipe, corpus, self.state)
-        self._read_segment = torch.compile(read_segment, dynamic=False) if settings.compile else read_segment
+        self._read_segment = torch.compile(read_segment, dynamic=False) if self.state.compiled else read_segment
 
     @property
     def model(self) -> LanguageModel:
