@@ -60,8 +60,8 @@ class TrainingSettings:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Numbers of the matrix products: bfloat16 autocast, float32, or whichever this machine is faster in."""
     compile: bool | None = None
-    """Compile the model with torch.compile: slower to start, faster afterwards on a GPU, where long runs are unless this
-    says no."""
+    """Compile the model with torch.compile: slower to start, faster afterwards on a GPU, where long runs are compiled
+    unless this says no."""
     device: str = "auto"
     """Where to compute: auto (a GPU when there is one), cpu, cuda, cuda:1, mps."""
     seed: int = 1111
