@@ -93,6 +93,8 @@ section() {
 bench() { # NAME SECONDS ARGUMENTS...
     local name=$1 limit=$2
     shift 2
+    # A bench refuses to replace what another command found.
+    rm -f "$out/$name/results.json" "$out/$name/results.md"
     section "$name" "$limit" "$python" -m remanence bench "$@" --out "$out/$name"
 }
 

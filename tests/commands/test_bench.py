@@ -96,7 +96,7 @@ def test_training_steps_of_other_packages(tmp_path: Path) -> None:
 
 
 def test_evaluation_with_and_without_projections(tmp_path: Path) -> None:
-    found = bench("evaluate", tmp_path, "--models", "transformer-xl", "lamemo", "rmt")
+    found = bench("evaluate", tmp_path, "--models", "transformer-xl", "lamemo", "rmt", "--dtype", "bfloat16")
     check_layout(found, "evaluate")
     own = {
         (row["model"], row["kept"], row["segment_length"]): row
@@ -182,6 +182,13 @@ def test_results_that_differ_are_not_timed(
         (["generate", "--batch", "0"], "--batch is [0]"),
         (["evaluate", "--segment-length", "4"], "give both, or neither"),
         (["train", "--shape", "huge"], "--shape"),
+        (["train", "--threads", "100000000"], "--threads is 100000000, but it must be"),
+        (["train", "--memory-length", "9" * 23], "but it must be 10,000,000 or less."),
+        (["generate", "--tokens", "9" * 23], "but it must be 1,000,000,000 or less."),
+        (["train", "--quick", "--shape", "small"], "--shape says nothing beside --quick"),
+        (["train", "--out", ""], "--out is empty"),
+        (["ops", "--no-peers"], "--no-peers says nothing to remanence bench ops"),
+        (["nosuch"], "choose train, evaluate, generate or ops."),
     ],
 )
 def test_what_cannot_be_measured_is_refused(flags: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,3 +223,48 @@ def test_help_needs_no_torch() -> None:
 
 def test_disagreement_is_no_error_of_the_user() -> None:
     assert not issubclass(Disagreement, ValueError)
+
+
+def test_what_is_not_there_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = bench(
+        "evaluate", tmp_path, "--models", "lamemo", "rmt", "--no-peers", "--segment-length", "4", "--memory-length", "8"
+    )
+    for row in found["rows"]:
+        assert row["times_reference"] is None and (row["times_faster_by_keeping"] is not None) == row["kept"]
+        assert row["memory_length"] == (8 if row["model"] == "lamemo" else None)
+    assert not any("rmt" in sentence and "projections kept" in sentence for sentence in found["checks"])
+    out = capsys.readouterr().out
+    assert "x XL" not in out and "the figures mean nothing" in out and "shape quick: 2 layers of width 32" in out
+
+
+def test_results_of_another_command_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results.json").write_text('{"about": {"command": "remanence bench ops"}}')
+    assert main(["bench", "train", "--quick", "--out", str(tmp_path)]) == 2
+    assert 'holds the results of "remanence bench ops", which would be lost' in capsys.readouterr().err
+
+
+def test_nothing_is_left_of_a_bench_that_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("remanence.commands.bench.run", stop)
+    assert main(["bench", "train", "--quick", "--out", str(tmp_path / "a" / "b")]) == 130
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_help_of_one_bench_shows_its_own_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "train", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "remanence bench train" in out and "--compile" in out and "--tokens" not in out and "FOLDER" in out
+
+
+def test_small_figures_are_not_rounded_to_nothing() -> None:
+    from remanence.bench.result import figure
+
+    assert [figure(number) for number in (0, 0.0123, 4.3, 1234.5, -1)] == [
+        "0",
+        "0.0123",
+        "4.30",
+        "1,234",
+        "\N{MINUS SIGN}1.00",
+    ]

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from remanence.bench import own, peers
 from remanence.bench.checks import EXACT, check_same, finer, once
 from remanence.bench.peak import MatrixPeak
-from remanence.bench.result import Result, Table
+from remanence.bench.result import Result, Table, figure, filled_columns
 from remanence.bench.rounds import interleave, ratio, summary
 from remanence.bench.settings import Settings
 from remanence.bench.usage import peak_bytes
@@ -46,6 +46,8 @@ class Scoring:
         self.name, self.packed, self.kept, self.settings, self.protocol = name, packed, kept, settings, protocol
         self.around: Any = partial(autocast, settings.dtype, torch.device(settings.device))
         self.note = ""
+        self.remembers = True
+        """Whether the length of the memory is the protocol's to choose."""
         self.state: Any = None
         self.flops: int | None = None
         """Of one segment of all lanes, where a formula tells."""
@@ -58,10 +60,11 @@ class Scoring:
         """Of one segment, after which the state is one segment older; `drawn` holds one token more."""
         raise NotImplementedError
 
-    def turn(self, segments: Tensor) -> None:
+    def turn(self, segments: Tensor, inference: bool = True) -> None:
         """Read several segments, (number, B, T + 1)."""
         # As the command does.
-        with torch.inference_mode() if self.settings.device == "cpu" else torch.no_grad(), self.around():
+        inference = inference and self.settings.device == "cpu"
+        with torch.inference_mode() if inference else torch.no_grad(), self.around():
             for drawn in segments:
                 self.losses(drawn)
 
@@ -103,6 +106,7 @@ class PeerScoring(Scoring):
     def __init__(self, peer: peers.Peer, settings: Settings, protocol: tuple[int, int]) -> None:
         super().__init__(peer.name, settings, protocol)
         self.peer, self.note = peer, peer.forced
+        self.remembers = peer.remembers
         self.state = peer.begin(settings.lanes)
 
     def losses(self, drawn: Tensor) -> Tensor:
@@ -168,14 +172,18 @@ def _measure(
             found = PeerScoring(peer, settings, protocol)
             _fill_peer(found, settings, length, peer.fills * -(-protocol[1] // length) + 2)
             candidates.append(found)
-    made = {each.label: peak_bytes(lambda each=each: each.turn(segments[:1]), device) for each in candidates}
+    # In inference mode what counts bytes meets einsum before autocast has chosen its numbers; only peers call it.
+    made = {
+        each.label: peak_bytes(lambda each=each: each.turn(segments[:1], isinstance(each, OwnScoring)), device)
+        for each in candidates
+    }
     calls = {each.label: partial(each.turn, segments) for each in candidates}
     times = interleave(calls, settings.rounds, settings.warmup, device, peak, told)
     for each in candidates:
         found = {name: value / number for name, value in summary(times[each.label]).items()}
         plain = each.name if each.kept or each.packed else None
         unkept = next((label for label in (f"{each.name}, packed", each.name) if each.kept and label in times), None)
-        nearest = "transformer-xl" if "transformer-xl" in times else candidates[0].label
+        nearest = "transformer-xl" if "transformer-xl" in times else None
         result.rows.append(
             {
                 "model": each.name,
@@ -183,14 +191,14 @@ def _measure(
                 "packed": each.packed,
                 "kept": each.kept,
                 "segment_length": length,
-                "memory_length": protocol[1],
+                "memory_length": protocol[1] if each.remembers else None,
                 "lanes": settings.lanes,
                 "seconds": found,
                 "tokens_per_second": settings.lanes * length / found["median"],
                 "times_faster_than_plain": ratio(times[plain], times[each.label]) if plain else None,
                 "times_faster_by_keeping": ratio(times[unkept], times[each.label]) if unkept else None,
                 "reference": nearest,
-                "times_reference": ratio(times[each.label], times[nearest]),
+                "times_reference": ratio(times[each.label], times[nearest]) if nearest else None,
                 "flops": None if each.kept else each.flops,
                 "flops_per_second": None if each.kept or not each.flops else each.flops / found["median"],
                 "peak_bytes": made[each.label],
@@ -212,6 +220,9 @@ def check_keeping(model: Any, plain: Any, settings: Settings, protocol: tuple[in
         generator = torch.Generator().manual_seed(settings.seed + 1)
         drawn = torch.randint(model.vocab_size, (4, settings.lanes, protocol[0] + 1), generator=generator)
         apart = 0.0
+        packs = any(isinstance(each, PackedLinear) for each in reading.modules())
+        if not (keeps or packs):
+            return
         for each in drawn.to(settings.device):
             losses = []
             for reader, memory in ((model, plain), (reading, kept)):
@@ -222,12 +233,14 @@ def check_keeping(model: Any, plain: Any, settings: Settings, protocol: tuple[in
             if keeps:
                 hidden, _, _ = model(each[:, :-1], empty)
                 limit = finer(one, model.head.loss(hidden, each[:, 1:]))
-            how = "with its projections kept" if keeps else "with its weights packed"
+            ways = ["its projections kept"] * keeps + ["its weights packed"] * packs
+            how = "with " + " and ".join(ways)
             apart = max(apart, check_same(f"{model.config.architecture} {how}", other, one, limit))
     once(
         result,
-        f"{model.config.architecture} gives the losses of a plain reading packed and with projections kept, segment "
-        f"{protocol[0]} and memory {protocol[1]}, in float32, to {apart:.1e} nats.",
+        f"{model.config.architecture} gives the losses of a plain reading {how}, segment {protocol[0]}"
+        + (f" and memory {protocol[1]}" if remembers else "")
+        + f", in float32, to {apart:.1e} nats.",
     )
 
 
@@ -240,7 +253,8 @@ def check_cache(peer: peers.Peer, settings: Settings, protocol: tuple[int, int],
         _, state = peer.read(drawn[:, :length], peer.begin(2))
         logits, _ = peer.read(drawn[:, length:], state)
         check_same(f"{peer.name} on its own", logits, logits, 0.0)
-        if isinstance(peer, peers.GPT2Window) and 2 * length <= memory + settings.segment_length:
+        cached = isinstance(peer, peers.GPT2Window) and not isinstance(peer, peers.GPT2Again)
+        if cached and 2 * length <= memory + settings.segment_length:
             whole = peer.model(drawn, use_cache=False).logits[:, length:]
             limit = finer(whole, peer.read(drawn[:, length:], peer.begin(2))[0])
             apart = check_same(f"{peer.name} beside the whole window read at once", logits, whole, limit)
@@ -273,19 +287,19 @@ def _table(result: Result) -> Table:
         [
             row["model"] + (", packed" if row["packed"] else "") + (", kept" if row["kept"] else ""),
             f"{row['segment_length']}",
-            f"{row['memory_length']}",
+            "" if row["memory_length"] is None else f"{row['memory_length']}",
             f"{1e3 * row['seconds']['median']:,.2f}",
             f"{1e3 * row['seconds']['lower_quartile']:,.2f} to {1e3 * row['seconds']['upper_quartile']:,.2f}",
             f"{row['tokens_per_second']:,.0f}",
             "" if row["times_faster_than_plain"] is None else f"{row['times_faster_than_plain']:.2f}",
             "" if row["times_faster_by_keeping"] is None else f"{row['times_faster_by_keeping']:.2f}",
-            f"{row['times_reference']:.2f}",
-            "" if row["share_of_peak"] is None else f"{100 * row['share_of_peak']:.1f} %",
-            f"{row['peak_bytes'] / 1e6:,.1f}",
+            "" if row["times_reference"] is None else f"{row['times_reference']:.2f}",
+            "" if row["share_of_peak"] is None else f"{figure(100 * row['share_of_peak'], 2)} %",
+            figure(row["peak_bytes"] / 1e6),
         ]
         for row in result.rows
     ]
-    return Table(
+    table = Table(
         "Evaluation",
         [
             "model",
@@ -303,5 +317,11 @@ def _table(result: Result) -> Table:
         rows,
         "packed: weights are laid out once for the processor. kept: what they make of the slots is kept beside them "
         "(with_projections). remanence evaluate does both. times faster: than the same model as it is; by keeping: "
-        "than without keeping alone. x XL: times the Transformer-XL as it is. Medians of the rounds.",
+        "than without keeping alone. Medians of the rounds."
+        + (
+            " x XL: times the transformer-xl as it is, with the same segment and memory."
+            if any(row["times_reference"] is not None for row in result.rows)
+            else ""
+        ),
     )
+    return filled_columns(table)

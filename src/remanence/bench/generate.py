@@ -11,6 +11,8 @@ turns.
 from __future__ import annotations
 
 import dataclasses
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +24,7 @@ from remanence.bench import own, peers
 from remanence.bench.checks import check_same, finer, once
 from remanence.bench.evaluate import check_cache
 from remanence.bench.peak import MatrixPeak
-from remanence.bench.result import Result, Table
+from remanence.bench.result import Result, Table, filled_columns
 from remanence.bench.rounds import interleave, ratio, summary
 from remanence.bench.settings import Settings
 from remanence.bench.usage import resident_bytes
@@ -36,6 +38,8 @@ REFRESHED = 8
 """Tokens of a window of the one that refreshes: each costs the same, and they are slow."""
 BLOCK = 1 << 14
 """Tokens of a prompt that are given at a time."""
+TELL_AFTER = 10.0
+"""Seconds between two lines about a long prompt."""
 SAMPLING = Sampling(temperature=1.0, top_k=40)
 
 
@@ -69,6 +73,8 @@ class Writing:
     def __init__(self, name: str, batch: int, place: int, window: int) -> None:
         self.name, self.batch, self.place, self.window = name, batch, place, window
         """`place`: tokens read before it writes; `window`: tokens of a turn."""
+        self.remembers = True
+        """Whether the length of the memory is the bench's to choose."""
         self.resident: list[int] = []
         """Bytes of the process after every turn."""
 
@@ -104,7 +110,7 @@ class SessionWriting(Writing):
     ) -> None:
         length = settings.segment_length if segment_length is None else segment_length
         super().__init__(name, batch, place, max(length, REFRESHED) if segment_length is None else REFRESHED)
-        remembers = own.remembers(model.config.architecture)
+        self.remembers = own.remembers(model.config.architecture)
         self.settings = settings
         self.session = Session(
             model,
@@ -112,7 +118,7 @@ class SessionWriting(Writing):
             samples=batch,
             sampling=SAMPLING,
             seed=settings.seed,
-            memory_length=settings.memory_length[0] if remembers else None,
+            memory_length=settings.memory_length[0] if self.remembers else None,
             segment_length=settings.segment_length,
             hold_distances=False,
             precision=settings.dtype,
@@ -121,11 +127,21 @@ class SessionWriting(Writing):
         generator = np.random.default_rng(settings.seed)
         # One that refreshes at every token could only read the text token by token: whole segments and one token stand
         # for it, after which no segment is open.
+        began, told = time.monotonic(), 0.0
         left = place if segment_length is None else place // settings.segment_length * settings.segment_length + 1
         while left:
             taken = min(left, BLOCK)
             self.session.read_ids(generator.integers(0, model.vocab_size, taken))
             left -= taken
+            spent = time.monotonic() - began
+            if left and spent - told > TELL_AFTER:
+                told = spent
+                read = place - left
+                print(
+                    f"{self.label}: {read:,} tokens read, about {spent * left / read:,.0f} s to go",
+                    file=sys.stderr,
+                    flush=True,
+                )
         self.session.segment_length = length
 
     def turn(self) -> None:
@@ -258,7 +274,7 @@ def _row(one: Writing, candidates: list[Writing], times: dict[str, list[float]],
         "batch": one.batch,
         "after_tokens": one.place,
         "segment_length": 1 if one.name == REFRESHING else settings.segment_length,
-        "memory_length": settings.memory_length[0],
+        "memory_length": settings.memory_length[0] if one.remembers else None,
         "tokens_timed": one.window * len(times[one.label]),
         "seconds": found,
         "tokens_per_second": one.batch / found["median"],
@@ -267,8 +283,16 @@ def _row(one: Writing, candidates: list[Writing], times: dict[str, list[float]],
     }
     for name, wanted in (
         ("times_first_place", lambda other: other.name == one.name and other.place == settings.places[0]),
-        ("times_gpt2", lambda other: isinstance(other, GPT2Writing) and other.place == one.place),
-        ("times_refreshing", lambda other: other.name == REFRESHING),
+        (
+            "times_gpt2",
+            lambda other: (
+                isinstance(other, GPT2Writing) and not isinstance(one, GPT2Writing) and other.place == one.place
+            ),
+        ),
+        (
+            "times_refreshing",
+            lambda other: other.name == REFRESHING and one.name.startswith("lamemo") and one.name != REFRESHING,
+        ),
     ):
         others = [other.label for other in candidates if wanted(other)]
         row[name] = ratio(each[one.label], each[others[0]]) if others else None
@@ -283,6 +307,7 @@ def _table(result: Result, settings: Settings) -> Table:
         rows.append(
             [
                 row["model"],
+                "" if row["memory_length"] is None else f"{row['memory_length']:,}",
                 f"{row['batch']}",
                 f"{row['after_tokens']:,}",
                 f"{row['tokens_per_second']:,.1f}",
@@ -294,10 +319,26 @@ def _table(result: Result, settings: Settings) -> Table:
                 "" if held[0] is None else f"{held[0] / 1e6:,.0f} to {held[1] / 1e6:,.0f}",
             ]
         )
-    return Table(
-        f"Generation with M {settings.memory_length[0]} and segments of {settings.segment_length}",
+    caption = (
+        f"memory: M, where its length is chosen. x first place: time a token as a multiple of the same after "
+        f"{settings.places[0]:,} tokens. resident MB: of the whole process, after the first and the last turn of this "
+        "candidate."
+    )
+    if any(row["times_gpt2"] is not None for row in result.rows):
+        caption += (
+            " x GPT-2: time a token as a multiple of what GPT-2 takes with a cache of the newest M tokens, after as "
+            "many tokens."
+        )
+    if any(row["times_refreshing"] is not None for row in result.rows):
+        caption += (
+            " faster than refreshing: how many times as fast as a lamemo that refreshes its memory at every token, "
+            f"which is measured after {settings.places[0]:,} tokens only."
+        )
+    table = Table(
+        f"Generation with segments of {settings.segment_length}",
         [
             "model",
+            "memory",
             "texts",
             "after tokens",
             "tokens/s",
@@ -309,6 +350,6 @@ def _table(result: Result, settings: Settings) -> Table:
             "resident MB",
         ],
         rows,
-        f"x first place: time a token as a multiple of the same after {settings.places[0]:,} tokens. resident MB: of "
-        "the whole process, after the first and the last turn of this candidate.",
+        caption,
     )
+    return filled_columns(table)

@@ -6,6 +6,7 @@ without positions. What a model with memory takes longer is what memory and posi
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from remanence.nn.heads import SoftmaxHead
 from remanence.nn.initialization import initialize
 from remanence.nn.layer import Layer
 from remanence.ops.dropout import dropout
+
+COMPILED = ", compiling switched off" if os.environ.get("TORCHDYNAMO_DISABLE") == "1" else ", compiled"
+"""What is told of a model under torch.compile."""
 
 
 class Plain(nn.Module):
@@ -54,7 +58,7 @@ class Limit(Peer):
     forced = "no memory and no positions: the limit, not a choice"
 
     def __init__(self, settings: Settings, memory_length: int = 0, *, compiled: bool = False) -> None:
-        self.name = "scaled_dot_product_attention" + (", compiled" if compiled else "")
+        self.name = "scaled_dot_product_attention" + (COMPILED if compiled else "")
         self.model = Plain(settings)
         if compiled:
             self.model.compile(dynamic=False)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from remanence.bench.checks import Disagreement, check_same, once
 from remanence.bench.overhead import measure_overhead
 from remanence.bench.peak import MatrixPeak
-from remanence.bench.result import Result, Table
+from remanence.bench.result import Result, Table, figure
 from remanence.bench.rounds import interleave, ratio, summary
 from remanence.bench.settings import Settings
 from remanence.bench.usage import peak_bytes
@@ -303,8 +303,8 @@ def _table(result: Result) -> Table:
             f"{1e3 * row['seconds']['median']:,.2f}",
             f"{1e3 * row['seconds']['lower_quartile']:,.2f} to {1e3 * row['seconds']['upper_quartile']:,.2f}",
             f"{row['times_ours']:.2f}",
-            f"{row['peak_bytes'] / 1e6:,.1f}",
-            "" if row["share_of_peak"] is None else f"{100 * row['share_of_peak']:.1f} %",
+            figure(row["peak_bytes"] / 1e6),
+            "" if row["share_of_peak"] is None else f"{figure(100 * row['share_of_peak'], 2)} %",
         ]
         for row in result.rows
         if "implementation" in row

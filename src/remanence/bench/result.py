@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from remanence.files import make_folder, write_json, write_text
+from remanence.files import make_folder, writing
 
 VERSION = 1
 """Of the layout of results.json."""
@@ -60,10 +62,14 @@ class Result:
         }
 
     def save(self, folder: Path) -> None:
-        """Write results.json and results.md."""
+        """Write results.json and results.md, or neither. Raises OSError."""
         make_folder(folder, folder, "--out")
-        write_json(folder / "results.json", self.to_json())
-        write_text(folder / "results.md", self.page())
+        with writing(folder / "results.json", "w") as figures, writing(folder / "results.md", "w") as page:
+            figures.write(json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n")
+            page.write(self.page())
+            # A full disk is met here, before either has its name.
+            figures.flush()
+            page.flush()
 
     def page(self) -> str:
         """As Markdown."""
@@ -83,9 +89,11 @@ class Result:
         found = [
             f"command: `{self.about['command']}`",
             f"machine: {machine['processor']} ({machine['architecture']}), {machine['cores']} cores, "
-            f"{machine['threads']} threads" + (f", {machine['gpu']}" if machine["gpu"] else ""),
+            f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
+            + (f", {machine['gpu']}" if machine["gpu"] else ""),
             "versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()),
             f"date: {self.about['date']}",
+            *self.measured(),
         ]
         if machine["allocator"]:
             found.append("allocator: " + ", ".join(f"{name}={value}" for name, value in machine["allocator"].items()))
@@ -95,6 +103,48 @@ class Result:
                 f"the best of {self.peak['measured']} measurements (the worst {self.peak['slowest_moment'] / 1e9:,.0f})"
             )
         return found
+
+    def measured(self) -> list[str]:
+        """Sizes and numbers of what was measured."""
+        told = self.settings
+        if not told:
+            return []
+        shape = told["shape"]
+        widths = (
+            f"{shape['num_layers']} layers of width {shape['model_width']}, {shape['num_heads']} heads of "
+            f"{shape['head_width']}, feed-forward {shape['feed_forward_width']}, vocabulary {shape['vocabulary']:,}"
+        )
+        sizes = [f"{told['dtype']} products", f"{told['rounds']} rounds"]
+        if self.kind != "evaluate":
+            sizes.insert(0, f"segments of {told['segment_length']} tokens")
+        if self.kind != "generate":
+            sizes.insert(0, f"{told['lanes']} lane{'s' * (told['lanes'] != 1)}")
+        if self.kind in ("train", "ops"):
+            sizes.append(f"dropout {told['dropout']:g}")
+        quick = ["quick: tiny models and few rounds; the figures mean nothing"] if told["quick"] else []
+        return [*quick, f"shape {shape['name']}: {widths}", "measured with: " + ", ".join(sizes)]
+
+
+def figure(number: float, digits: int = 3) -> str:
+    """A number with so many significant digits at least; a small one is never rounded to nothing."""
+    if not number:
+        return "0"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(number))))
+    return f"{number:,.{places}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def filled_columns(table: Table) -> Table:
+    """The table without columns that say nothing."""
+    full = [
+        place for place in range(len(table.headers)) if place < table.words or any(row[place] for row in table.rows)
+    ]
+    return Table(
+        table.title,
+        [table.headers[place] for place in full],
+        [[row[place] for place in full] for row in table.rows],
+        table.caption,
+        table.words,
+    )
 
 
 def _markdown(table: Table) -> list[str]:

@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from remanence.bench import own
 from remanence.bench.checks import check_equal_when_empty, check_learning, check_reading
-from remanence.bench.limit import Limit
+from remanence.bench.limit import COMPILED, Limit
 from remanence.bench.peak import MatrixPeak
 from remanence.bench.peers import RATE, Peer, make_peers, state_bytes
-from remanence.bench.result import Result, Table
+from remanence.bench.result import Result, Table, figure, filled_columns
 from remanence.bench.rounds import interleave, line, ratio, summary
 from remanence.bench.settings import Settings
 from remanence.bench.usage import most_resident_bytes, peak_bytes
@@ -32,6 +32,8 @@ from remanence.training.optimizer import build_optimizer
 from remanence.training.precision import autocast
 
 CLIP = 0.25
+STRAIGHT = 0.9
+"""The least R² at which a line is told as how a cost grows."""
 WARMING = 4
 """Steps of each candidate before anything is timed, after which it must have learned something."""
 
@@ -114,7 +116,7 @@ class OwnTraining(Training):
         model = own.make(architecture, settings, memory_length)
         if padded:
             pad_linear_maps(model)
-        name = architecture + ", padded" * padded + ", compiled" * compiled
+        name = architecture + ", padded" * padded + COMPILED * compiled
         super().__init__(name, model, settings, memory_length if remembers else None)
         self.model: Any = model
         self.asked = memory_length
@@ -223,8 +225,8 @@ def bench_train(settings: Settings, peak: MatrixPeak, told: Callable[[int, int],
                 "tokens_per_second": settings.lanes * settings.segment_length / found["median"],
                 "flops_per_second": counted / found["median"],
                 "share_of_peak": counted / found["median"] / peak.flops,
-                "reference": reference.label,
-                "times_reference": ratio(times[each.label], times[reference.label]),
+                "reference": reference.label if reference else None,
+                "times_reference": ratio(times[each.label], times[reference.label]) if reference else None,
                 "peak_bytes": memory[each.label],
                 "forced": each.note,
             }
@@ -266,11 +268,11 @@ def _limits(settings: Settings, memory_length: int) -> list[Training]:
     return found
 
 
-def _reference(one: Training, candidates: list[Training]) -> Training:
-    """A Transformer-XL with as long a memory, or what comes nearest to it."""
-    known = [each for each in candidates if each.name == "transformer-xl"] or candidates[:1]
-    alike = [each for each in known if each.memory_length == one.memory_length]
-    return (alike or known)[0]
+def _reference(one: Training, candidates: list[Training]) -> Training | None:
+    """A Transformer-XL with as long a memory; the first one for models without that length. None where none is."""
+    known = [each for each in candidates if each.name == "transformer-xl"]
+    alike = [each for each in known if one.memory_length in (None, each.memory_length)]
+    return alike[0] if alike else None
 
 
 def _fits(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -296,34 +298,34 @@ def _tables(result: Result) -> list[Table]:
             f"{1e3 * row['seconds']['median']:,.1f}",
             f"{1e3 * row['seconds']['lower_quartile']:,.1f} to {1e3 * row['seconds']['upper_quartile']:,.1f}",
             f"{row['tokens_per_second']:,.0f}",
-            f"{row['times_reference']:.2f}",
-            f"{row['flops'] / 1e9:,.1f}" + ("" if row["flops_from"] == "formula" else "*"),
-            f"{100 * row['share_of_peak']:.1f} %",
-            "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f}",
-            f"{row['parameters'] / 1e6:,.1f}",
-            f"{row['state_bytes_per_lane'] / 1e3:,.0f}",
+            "" if row["times_reference"] is None else f"{row['times_reference']:.2f}",
+            figure(row["flops"] / 1e9) + ("" if row["flops_from"] == "formula" else "*"),
+            f"{figure(100 * row['share_of_peak'], 2)} %",
+            "" if row["peak_bytes"] is None else figure(row["peak_bytes"] / 1e6),
+            figure(row["parameters"] / 1e6),
+            figure(row["state_bytes_per_lane"] / 1e3),
         ]
         for row in result.rows
     ]
     headers = ["model", "M", "ms a step", "quartiles", "tokens/s", "x XL", "GFLOP", "of the peak", "MB at most"]
-    tables = [
-        Table(
-            "A training step",
-            [*headers, "M weights", "kB a lane"],
-            rows,
-            "x XL: times the Transformer-XL with as long a memory, the median of the rounds. * counted by the "
-            "profiler, by formula otherwise. MB at most: what the step made itself, at its highest. kB a lane: "
-            "its memory.",
+    known = next((row for row in result.rows if row["reference"] is not None), None)
+    caption = "* counted by the profiler, by formula otherwise. MB at most: what the step made itself, at its highest. "
+    caption += "kB a lane: its memory."
+    if known is not None:
+        caption = (
+            "x XL: times the transformer-xl with as long a memory (with the first length for models without one), the "
+            f"median of the rounds. {caption}"
         )
-    ]
+    step = Table("A training step", [*headers, "M weights", "kB a lane"], rows, caption)
+    tables = [filled_columns(step)]
     if result.fits:
         fitted = []
         for fit in result.fits:
             time, memory = fit["seconds"], fit.get("peak_bytes")
-            told = [fit["model"], f"{1e3 * time['offset']:,.1f} + {1e6 * time['slope']:,.1f} M / 1000"]
+            told = [fit["model"], _growth(time, 1e3)]
             told += [f"{time['explained']:.4f}", f"{100 * time['largest_deviation']:.1f} %"]
             if memory:
-                told += [f"{memory['offset'] / 1e6:,.1f} + {memory['slope'] / 1e3:,.1f} M / 1000"]
+                told += [_growth(memory, 1e-6)]
                 told += [f"{memory['explained']:.4f}", f"{100 * memory['largest_deviation']:.1f} %"]
             fitted.append(told + [""] * (7 - len(told)))
         tables.append(
@@ -334,6 +336,15 @@ def _tables(result: Result) -> list[Table]:
             )
         )
     return tables
+
+
+def _growth(line: dict[str, float], scale: float) -> str:
+    """Offset and slope of a line, where it explains what was measured."""
+    if line["explained"] < STRAIGHT:
+        return "no straight line"
+    slope = 1000 * scale * line["slope"]
+    sign = "\N{MINUS SIGN}" if slope < 0 else "+"
+    return f"{figure(scale * line['offset'])} {sign} {figure(abs(slope))} M / 1000"
 
 
 def _notes(result: Result, device: torch.device) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -17,7 +19,9 @@ from remanence.config.flags import parse_flags
 from remanence.errors import InputError
 
 if TYPE_CHECKING:
-    from remanence.bench.result import Result
+    from rich.console import Console
+
+    from remanence.bench.result import Result, Table
     from remanence.bench.settings import Settings
 
 HELP = """\
@@ -30,6 +34,7 @@ Models of other packages take part where they are installed: pip install 'remane
 Example: remanence bench train --models transformer-xl lamemo --memory-length 150 600 --out runs/bench
 """
 
+KINDS = ("train", "evaluate", "generate", "ops")
 ONLY: dict[str, tuple[str, ...]] = {
     "models": ("train", "evaluate", "generate"),
     "memory_length": ("train", "evaluate", "generate", "ops"),
@@ -40,8 +45,22 @@ ONLY: dict[str, tuple[str, ...]] = {
     "tokens": ("generate",),
     "batch": ("generate",),
     "lanes": ("train", "evaluate", "ops"),
+    "peers": ("train", "evaluate", "generate"),
 }
 """Which benches a flag says something to."""
+
+
+MOST = {
+    "memory_length": 10**7,
+    "segment_length": 10**7,
+    "lanes": 10**6,
+    "vocabulary": 10**7,
+    "rounds": 10**6,
+    "tokens": 10**9,
+    "batch": 10**6,
+}
+"""What a machine could hold, and somebody could wait for."""
+THREADS_A_CORE = 4
 
 
 @dataclass(frozen=True)
@@ -52,13 +71,17 @@ class Arguments:
     """What is timed."""
     models: Annotated[tuple[str, ...], option("NAME [NAME ...]")] = ()
     """Which architectures; all of this library unless given, and any other that a recipe can name."""
-    shape: Literal["wikitext-103-layer", "wikitext-103-base", "enwik8-base", "small"] = "wikitext-103-layer"
-    """Sizes of the models: 4 layers of the published WikiText-103 model, that model, the published enwik8 model, or a
-    small one."""
+    shape: Annotated[
+        Literal["wikitext-103-layer", "wikitext-103-base", "enwik8-base", "small"] | None,
+        option("{wikitext-103-layer,wikitext-103-base,enwik8-base,small}"),
+    ] = None
+    """Sizes of the models: wikitext-103-layer unless given, which is 4 layers of the published WikiText-103 model; that
+    model, the published enwik8 model, or a small one."""
     memory_length: Annotated[tuple[int, ...], option("N [N ...]")] = ()
-    """Positions remembered; three lengths or more also tell how the cost grows."""
+    """Positions remembered; three lengths or more also tell how the cost of training grows. One length for generate;
+    for evaluate together with --segment-length."""
     segment_length: Annotated[int | None, option("N")] = None
-    """Tokens read at once."""
+    """Tokens read at once; for evaluate together with --memory-length."""
     lanes: Annotated[int | None, option("N")] = None
     """Streams read side by side."""
     vocabulary: Annotated[int | None, option("N")] = None
@@ -89,23 +112,27 @@ class Arguments:
     """Also measure models of other packages."""
     quick: tyro.conf.FlagCreatePairsOff[bool] = False
     """Tiny models and few rounds: seconds, to see that all works. The figures mean nothing."""
-    out: Path | None = None
-    """Folder for results.json and results.md."""
+    out: Annotated[str | None, option("FOLDER")] = None
+    """Folder for results.json and results.md. Those of the same command are replaced, those of another one refused."""
 
 
 def main(argv: Sequence[str], prog: str) -> int:
+    kind = argv[0] if argv and argv[0] in KINDS else None
+    if kind is None and argv and not argv[0].startswith("-"):
+        raise InputError(f'"{argv[0]}" is nothing that {prog} measures; choose train, evaluate, generate or ops.')
+    if kind is not None and any(word in ("--help", "-h") for word in argv[1:]):
+        parse_flags(_flags_of(kind), argv[1:], f"{prog} {kind}", HELP)
     arguments = parse_flags(Arguments, argv, prog, HELP)
     _refuse_idle(arguments, prog)
+    _refuse_absurd(arguments)
+    command = shlex.join([*prog.split(), *argv])
     # Not at the top: torch takes seconds, and help and mistyped flags need none of it.
     from remanence.bench.checks import Disagreement
     from remanence.bench.machine import describe
-    from remanence.files import make_folder
 
     settings = settle(arguments)
-    if arguments.out is not None:
-        # Before the work rather than after it.
-        make_folder(arguments.out, arguments.out, "--out")
-    with _threads(settings.threads), _progress() as told:
+    out = None if arguments.out is None else Path(arguments.out)
+    with _place(out, command), _threads(settings.threads), _progress() as told:
         try:
             result = run(settings, told)
         except Disagreement as error:
@@ -113,11 +140,22 @@ def main(argv: Sequence[str], prog: str) -> int:
             return 1
         import torch
 
-        result.about = describe(torch.device(settings.device), shlex.join([*prog.split(), *argv]))
+        result.about = describe(torch.device(settings.device), command)
     result.settings = settings.about()
-    if arguments.out is not None:
-        result.save(arguments.out)
-    show(result, arguments.out)
+    if out is None:
+        show(result, None)
+        return 0
+    try:
+        result.save(out)
+    except (OSError, InputError) as error:
+        # What took so long is not lost.
+        show(result, None)
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"The results cannot be written to {out} ({reason}); the tables are on the screen, and --out must name a "
+            "folder that can be written."
+        ) from None
+    show(result, out)
     return 0
 
 
@@ -154,7 +192,7 @@ def settle(arguments: Arguments) -> Settings:
     device = choose_device(arguments.device)
     if device.type not in ("cpu", "cuda"):
         raise InputError(f'The device "{device}" cannot be measured; choose cpu or cuda.')
-    shape_name = "quick" if arguments.quick else arguments.shape
+    shape_name = "quick" if arguments.quick else arguments.shape or "wikitext-103-layer"
     shape = SHAPES[shape_name]
     if arguments.vocabulary is not None:
         if arguments.vocabulary < 2:
@@ -218,6 +256,10 @@ def show(result: Result, out: Path | None) -> None:
     for each in result.setting():
         console.print(escape(each), style="dim")
     for each in result.tables:
+        columns = zip(each.headers, *each.rows, strict=True)
+        if sys.stdout.isatty() and sum(3 + max(map(len, column)) for column in columns) > console.width:
+            _print_blocks(each, console)
+            continue
         table = Table(title=each.title, caption=each.caption or None, box=SIMPLE_HEAD, title_justify="left")
         for number, header in enumerate(each.headers):
             table.add_column(escape(header), justify="left" if number < each.words else "right")
@@ -230,13 +272,133 @@ def show(result: Result, out: Path | None) -> None:
         console.print(f"Everything is in {out}.", style="dim")
 
 
+def _print_blocks(table: Table, console: Console) -> None:
+    """A block of lines for each row, where a terminal is too narrow for the columns."""
+    from rich.markup import escape
+
+    console.print(escape(table.title), style="italic")
+    names = max(map(len, table.headers))
+    for row in table.rows:
+        console.print(f"\n{escape(', '.join(row[: table.words]))}", style="bold")
+        for header, told in zip(table.headers[table.words :], row[table.words :], strict=True):
+            if told:
+                console.print(f"  {escape(header):{names}}  {escape(told)}")
+    if table.caption:
+        console.print(f"\n{escape(table.caption)}\n", style="dim")
+
+
+def _flags_of(kind: str) -> type:
+    """Only the flags that say something to this bench, for its help."""
+    import ast
+    import dataclasses
+    import inspect
+    import textwrap
+
+    (told,) = ast.parse(textwrap.dedent(inspect.getsource(Arguments))).body
+    assert isinstance(told, ast.ClassDef)
+    helps = {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in zip(told.body, told.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
+    hints = get_type_hints(Arguments, include_extras=True)
+    fields: list[Any] = []
+    for field in dataclasses.fields(Arguments):
+        if field.name == "kind" or kind not in ONLY.get(field.name, KINDS):
+            continue
+        plain, *marks = (
+            get_args(hints[field.name]) if get_origin(hints[field.name]) is Annotated else [hints[field.name]]
+        )
+        known = [mark for mark in marks if dataclasses.is_dataclass(mark) and not isinstance(mark, type)]
+        marks = [mark for mark in marks if mark not in known]
+        documented = (
+            dataclasses.replace(known[0], help=helps[field.name]) if known else tyro.conf.arg(help=helps[field.name])
+        )
+        annotation = plain
+        for mark in (documented, *marks):
+            annotation = Annotated[annotation, mark]
+        fields.append((field.name, annotation, dataclasses.field(default=field.default)))
+    return dataclasses.make_dataclass("Flags", fields)
+
+
+def _refuse_absurd(arguments: Arguments) -> None:
+    """Raise InputError for numbers that no machine holds, and for flags that take one another's effect."""
+    for name, most in MOST.items():
+        given = getattr(arguments, name)
+        for number in given if isinstance(given, tuple) else () if given is None else (given,):
+            if number > most:
+                raise InputError(f"--{name.replace('_', '-')} is {number}, but it must be {most:,} or less.")
+    cores = os.cpu_count() or 1
+    if arguments.threads is not None and arguments.threads > THREADS_A_CORE * cores:
+        raise InputError(
+            f"--threads is {arguments.threads}, but it must be {THREADS_A_CORE * cores} or less, {THREADS_A_CORE} for "
+            "each core of this machine."
+        )
+    if arguments.quick and arguments.shape is not None:
+        raise InputError("--shape says nothing beside --quick, which has a shape of its own; leave one of them out.")
+    if arguments.out is not None and not arguments.out.strip():
+        raise InputError("--out is empty, but it must name a folder; write --out . for the current one.")
+
+
+@contextlib.contextmanager
+def _place(out: Path | None, command: str) -> Iterator[None]:
+    """A folder that can be written, found before the work; what is empty goes again after it."""
+    if out is None:
+        yield
+        return
+    import tempfile
+
+    from remanence.files import make_folder
+
+    _refuse_others(out, command)
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        make_folder(out, out, "--out")
+        try:
+            tempfile.TemporaryFile(dir=out).close()
+        except OSError as error:
+            raise InputError(
+                f"The folder {out} cannot be written ({error.strerror or error}); choose another by --out."
+            ) from None
+        yield
+    finally:
+        # Saving makes it anew; only what is empty can be removed so.
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _refuse_others(out: Path, command: str) -> None:
+    """Raise InputError where results of another command would be lost."""
+    for path in (out / "results.json", out / "results.md"):
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, so no results can be written there; choose another by --out.")
+    if not (out / "results.json").is_file():
+        if (out / "results.md").exists():
+            raise InputError(f"{out / 'results.md'} would be lost; choose another folder by --out, or remove it.")
+        return
+    try:
+        known = json.loads((out / "results.json").read_text(encoding="utf-8"))["about"]["command"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        known = "something else"
+    if known != command:
+        raise InputError(
+            f'The folder {out} holds the results of "{known}", which would be lost; choose another by --out, or remove '
+            "them."
+        )
+
+
 def _refuse_idle(arguments: Arguments, prog: str) -> None:
     """Raise InputError for a flag that says nothing to this bench."""
     for name, kinds in ONLY.items():
-        if arguments.kind not in kinds and getattr(arguments, name) not in (None, (), False):
+        if arguments.kind not in kinds and getattr(arguments, name) != getattr(Arguments, name):
+            flag = "no-peers" if name == "peers" else name.replace("_", "-")
             raise InputError(
-                f"--{name.replace('_', '-')} says nothing to {prog} {arguments.kind}; leave it out, or use "
-                f"{' or '.join(kinds)}."
+                f"--{flag} says nothing to {prog} {arguments.kind}; leave it out, or use {' or '.join(kinds)}."
             )
 
 
