@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import torch
 from tests.models.unchecked import without_checks
-from tests.models.variants import LANES, VARIANTS, Variant, text
+from tests.models.variants import LANES, VARIANTS, Variant, enliven, gap, text
 
 from remanence.data import Batch
 from remanence.models import build
-from remanence.training.horizon import read_segment
+from remanence.training.horizon import accumulate_gradients, read_segment
 
 
 @pytest.fixture(params=list(VARIANTS))
@@ -19,8 +19,13 @@ def variant(request: pytest.FixtureRequest) -> Variant:
     return VARIANTS[request.param]
 
 
-# What torch says when it looks at a memory that carries a gradient, before it makes the graph.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+# The compiler asks every input whether it has a .grad, and hides what torch says of one that is no leaf, such as a
+# memory that carries a gradient (`safe_has_grad`). It hides nothing where warnings are
+# raised as errors, as in these tests.
+OF_NO_LEAF = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+
+@OF_NO_LEAF
 def test_forward_and_loss_are_one_graph_in_bfloat16(variant: Variant) -> None:
     """The tails of an adaptive softmax are added behind it: how many rows they have depends on the text.
 
@@ -53,3 +58,30 @@ def test_forward_and_loss_are_one_graph_in_bfloat16(variant: Variant) -> None:
     assert len(graphs) <= 1 + model.memory_carries_gradient
     for parameter in model.parameters():
         assert parameter.grad is None or parameter.grad.isfinite().all()
+
+
+@OF_NO_LEAF
+@pytest.mark.parametrize("name", ["transformer-xl", "memformer", "rmt"])
+def test_compiled_gradients_over_a_horizon_are_the_plain_ones(name: str) -> None:
+    torch._dynamo.reset()
+    config = dataclasses.replace(VARIANTS[name].config, memory_gradient=True, num_layers=2)
+    model = enliven(build(config, seed=3), seed=3).double().train()
+    length = model.config.segment_length
+    starts = torch.tensor([True, False, True, False])
+    batches = [
+        Batch(each[:, :-1], each[:, 1:], starts & (number > 0))
+        for number, each in enumerate(text(model, length + 1, length + 1))
+    ]
+    results = {}
+    with without_checks():
+        compiled = torch.compile(read_segment, dynamic=False, fullgraph=True, backend="aot_eager")
+        for call in ("plain", "full", "replay", "truncated"):
+            model.zero_grad()
+            engine, read = ("full", read_segment) if call == "plain" else (call, compiled)
+            accumulate_gradients(model, batches, model.init_memory(LANES), engine=engine, read=read)
+            results[call] = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+    plain, truncated = results["plain"], results.pop("truncated")
+    assert any(key not in truncated or gap(truncated[key], plain[key]) > 1e-6 for key in plain)
+    for found in results.values():
+        assert found.keys() == plain.keys()
+        assert all(gap(found[key], plain[key]) <= 1e-12 * (1 + plain[key].abs().max()) for key in plain)
