@@ -26,8 +26,14 @@ def main() -> None:
 
 
 def page(told: str, sections: list[list[str]], measured: dict[str, Any]) -> str:
-    lines = ["# What the GPU gave", "", *told.splitlines(), "", "| section | | seconds |", "|---|---|---|"]
+    title = "# A dry run: the figures mean nothing" if os.environ.get("DRY") else "# What the GPU gave"
+    lines = [title, "", *told.splitlines(), "", "| section | | seconds |", "|---|---|---|"]
     lines += [f"| {name} | {end} | {seconds} |" for name, end, seconds in sections]
+    for what, names in (
+        ("Not shown, for the tests had no time to end", stopped(sections, "not shown")),
+        ("Cut, and so without figures", stopped(sections, "cut")),
+    ):
+        lines += ["", f"{what}: {', '.join(names)}."] if names else []
     for name, found in measured.items():
         rows = found["rows"]
         peak = (found.get("peak") or {}).get("flops_per_second")
@@ -54,6 +60,10 @@ def page(told: str, sections: list[list[str]], measured: dict[str, Any]) -> str:
                 for row in rows
             ]
     return "\n".join(lines) + "\n"
+
+
+def stopped(sections: list[list[str]], how: str) -> list[str]:
+    return [name for name, end, _ in sections if end.startswith(f"{how}:")]
 
 
 def gigabytes(number: float | None) -> str:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,7 +100,7 @@ def check(given: dict[str, Any], truth: Any, run: Any, generator: torch.Generato
 @pytest.mark.parametrize(
     ("sizes", "parts"),
     [
-        ((2, 2, 19, 50, 5), "uvr"),
+        ((2, 2, 19, 36, 5), "uvr"),
         ((1, 3, 33, 33, 16), "uvr"),
         ((3, 1, 16, 48, 41), "uvr"),
         ((2, 1, 1, 37, 16), "uvr"),
@@ -120,7 +116,7 @@ def test_the_kernels_are_the_naive_truth(sizes: tuple[int, int, int, int, int], 
     check(given, naive.relative_attention, run_relative, torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 19, 37, 5), (3, 1, 33, 40, 16)])
+@pytest.mark.parametrize("sizes", [(2, 2, 17, 20, 5), (1, 1, 33, 36, 16)])
 def test_gradients_in_a_fixed_order_are_the_naive_truth(sizes: tuple[int, int, int, int, int]) -> None:
     """Without additions in any order: the kernel of distances goes through lanes and blocks one after the other."""
     given = problem(13, sizes, torch.float32, "uvrt")
@@ -304,16 +300,3 @@ def test_one_graph_holds_the_kernels() -> None:
         results.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
     for compiled, plain in zip(*results, strict=True):
         torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-4)
-
-
-def test_the_kernels_compile_for_a_gpu_that_is_not_there(root: Path, tmp_path: Path) -> None:
-    """For compute capability 9.0, with the tools that come with Triton; within the shared memory that there is."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        pytest.skip("needs the assembler that comes with Triton on Linux (x86-64)")
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(root / "src")}
-    environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, "benchmarks/attention_kernels.py", "--compile", "--dtypes", "bfloat16", "--widths", "64"]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    shared = [int(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("attention_")]
-    assert len(shared) == 5 and max(shared) <= 227 * 1024
