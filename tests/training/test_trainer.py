@@ -293,6 +293,16 @@ def test_compiled_training_is_one_graph(make_recipe: Make, train: Train, tmp_pat
     assert records(tmp_path / "compiled")[0]["loss"] == pytest.approx(plain.losses[0][1], rel=0.1)
 
 
+def test_replay_is_not_compiled_where_its_two_sweeps_would_draw_otherwise(
+    make_recipe: Make, train: Train, tmp_path: Path
+) -> None:
+    recipe = make_recipe("rmt", horizon=2, engine="replay", compile=True)
+    with pytest.raises(InputError, match="sweep ahead"):
+        train(recipe, tmp_path / "drawn")
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, dropout=0.0))
+    assert train(recipe, tmp_path / "plain").state.compiled
+
+
 @pytest.mark.parametrize(
     ("wish", "steps", "device", "triton", "compiled"),
     [

@@ -122,7 +122,7 @@ class Trainer:
             memory=model.init_memory(lanes=settings.lanes),
             precision=choose(settings.precision, device),
             device=device,
-            compiled=compiles(settings.compile, settings.steps, device),
+            compiled=self._is_compiled(device),
         )
         self.profiler = None if profile is None else StepProfiler(profile, self.folder.profile, device)
         if self.profiler and not resume:
@@ -166,6 +166,19 @@ class Trainer:
             folder=self.folder.path,
             signal=None if finished else interrupts.signal,
         )
+
+    def _is_compiled(self, device: torch.device) -> bool:
+        """Raises InputError where the sweep ahead of replay, which is not compiled, would draw other dropout."""
+        model, settings = self.recipe.model, self.settings
+        rates = [getattr(model, field.name) for field in dataclasses.fields(model) if field.name.endswith("dropout")]
+        drawn = self.engine == "replay" and any(rates)
+        if drawn and settings.compile:
+            raise InputError(
+                'training.compile is true, but with training.engine "replay" and dropout the memories of the sweep '
+                "ahead would not be those that are replayed; set training.compile to false, training.engine to "
+                '"recompute", or every dropout of the model to 0.'
+            )
+        return not drawn and compiles(settings.compile, settings.steps, device)
 
     def _loop(self, journal: Journal, interrupts: Interrupts) -> bool:
         """Train, validate and save until the last step is done (True) or a signal arrives (False)."""
