@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from remanence.nn.feed_forward import through
 from remanence.nn.packed import PackedLinear
-from remanence.ops.dropout import add_dropped, dropout
-from remanence.ops.feed_forward import feed_forward
+from remanence.ops.dropout import add_dropped
 
 
 class Layer(nn.Module):
@@ -96,13 +96,6 @@ class Layer(nn.Module):
         return projected.unflatten(-1, (parts, *self.heads)).permute(2, 0, 3, 1, 4).unbind(0)
 
     def _add_feed_forward(self, stream: Tensor, hidden: Tensor) -> Tensor:
-        widen, narrow = self.feed_forward_in, self.feed_forward_out
         rate = self.dropout if self.training else 0.0
-        if type(widen) is nn.Linear:
-            update = feed_forward(hidden, widen.weight, widen.bias, narrow.weight, narrow.bias, rate)
-        elif isinstance(widen, PackedLinear):
-            update = narrow(widen.rectified(hidden))
-        else:
-            # Maps with a way of their own to the same products.
-            update = narrow(dropout(F.relu(widen(hidden)), rate))
+        update = through(self.feed_forward_in, self.feed_forward_out, hidden, rate)
         return add_dropped(stream, update, self.dropout, self.training)

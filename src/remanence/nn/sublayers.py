@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from remanence.nn.feed_forward import through
 from remanence.ops.attention import relative_attention
 from remanence.ops.dropout import dropout
-from remanence.ops.feed_forward import feed_forward
 
 
 class AttentionSublayer(nn.Module):
@@ -72,11 +71,5 @@ class FeedForwardSublayer(nn.Module):
         self.narrow = nn.Linear(feed_forward_width, model_width)
 
     def forward(self, stream: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        widen, narrow = self.widen, self.narrow
-        normed = self.norm(stream)
-        if type(widen) is nn.Linear:
-            update = feed_forward(normed, widen.weight, widen.bias, narrow.weight, narrow.bias)
-        else:
-            # Maps with a way of their own to the same products.
-            update = narrow(F.relu(widen(normed)))
+        update = through(self.widen, self.narrow, self.norm(stream))
         return stream + dropout(update, self.dropout, self.training)

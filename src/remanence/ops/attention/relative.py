@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -50,37 +50,24 @@ def relative_attention(
 
     Source: Dai et al. 2019 (arXiv 1901.02860), section 3.3 and appendix B.
     """
+    biases: dict[str, Any] = {
+        "content_bias": content_bias,
+        "position_bias": position_bias,
+        "positions": positions,
+        "distance_bias": distance_bias,
+    }
     if not with_weights and applies(queries, keys, values):
-        context, logsum = fused_attention(
-            queries,
-            keys,
-            values,
-            visible,
-            content_bias=content_bias,
-            position_bias=position_bias,
-            positions=positions,
-            distance_bias=distance_bias,
-            dropout=dropout,
-        )
+        context, logsum = fused_attention(queries, keys, values, visible, **biases, dropout=dropout)
         return Read(context, logsum if with_logsum else None, None)
     num_queries, head_width = queries.shape[-2:]
     if num_queries == 1 and not (dropout or torch.is_grad_enabled()):
-        context, logsum, weights = single_query(
-            queries,
-            keys,
-            values,
-            visible,
-            content_bias=content_bias,
-            position_bias=position_bias,
-            positions=positions,
-            distance_bias=distance_bias,
-            with_logsum=with_logsum,
-        )
+        context, logsum, weights = single_query(queries, keys, values, visible, **biases, with_logsum=with_logsum)
         return Read(context, logsum, weights if with_weights else None)
     if queries.device.type == "cpu" and not torch.compiler.is_compiling():
         offset = num_queries - 1 if num_queries > 1 else 0
-        read_at = (visible, content_bias, position_bias, positions, distance_bias, offset, dropout, with_weights)
-        context, logsum, weights = attend(queries, keys, values, *read_at)
+        context, logsum, weights = attend(
+            queries, keys, values, visible, **biases, offset=offset, dropout=dropout, with_weights=with_weights
+        )
         return Read(context, logsum if with_logsum else None, weights)
     scale = 1 / math.sqrt(head_width)
     content = (queries if content_bias is None else queries + content_bias[:, None].to(queries.dtype)) * scale
