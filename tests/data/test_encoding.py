@@ -15,8 +15,8 @@ import pytest
 
 from remanence.data import Tokenizer
 from remanence.data import encoding as encoding_module
-from remanence.data.corpus import token_type
-from remanence.data.encoding import NotText, tasks, write_split
+from remanence.data.encoding import NotText, tasks
+from remanence.data.manifest import token_type
 from remanence.data.sources import Source
 from remanence.data.spool import Spool, gather
 from remanence.data.tokenizers.byte import ByteTokenizer
@@ -25,6 +25,7 @@ from remanence.data.tokenizers.subword import train_bpe
 from remanence.data.tokenizers.word import WordTokenizer
 from remanence.data.vocabulary import Symbol
 from remanence.data.workers import Crew
+from remanence.data.writing import write_split
 from remanence.errors import InputError
 
 WORDS = ["the", "and", "it's", "日本", "été", "1984,", "--", "\u00a0", "memory", "\t"]

@@ -36,6 +36,9 @@ Or a task that is no text:
   sorting        sequences of symbols, then the symbols by how often they occurred; made, not fetched
   mnist          images of digits as pixels: mnist FOLDER, or fetched
 
+For more text than one machine can prepare: --part I/N prepares one of N parts, each wherever and
+whenever you like, and --join makes one corpus of them.
+
 An interrupt leaves nothing half-made; the same command can be run again, and does nothing when the
 corpus is there already.
 
@@ -45,13 +48,15 @@ Examples:
   xzcat dump.xz | remanence prepare - --name dump --separator '\\f'
   remanence prepare train.txt --validation valid.txt --test test.txt --tokenizer word
   remanence prepare sorting --length 4000 --sequences 8000 800 800
+  remanence prepare dumps --tokenizer data/sample --shard-tokens 268435456 --part 3/64 --out data/web
+  remanence prepare --join data/web
 """
 
 TASKS = ("sorting", "mnist")
 TASK_FLAGS = ("length", "sequences", "seed", "generator", "levels")
 TEXT_FLAGS = (
     *("tokenizer", "vocab_size", "min_count", "documents", "separator", "validation", "test", "legacy_newlines"),
-    *("licence", "workers"),
+    *("licence", "workers", "shard_tokens", "part"),
 )
 
 COLUMNS = ("tokens", "bytes", "characters", "words", "documents")
@@ -110,6 +115,14 @@ class Arguments:
     """Each sequence of sorting from a generator of its own (unless given), or all from one, as the published script."""
     levels: Annotated[int | None, option("{2,16,256}")] = None
     """Grey levels of mnist; 256 unless given."""
+    shard_tokens: Annotated[int | None, option("N")] = None
+    """Write shards of about so many tokens; one file a split unless given."""
+    part: Annotated[str | None, option("I/N")] = None
+    """Prepare the I-th of N parts of the files, in a folder of its own in --out; the tokenizer must exist."""
+    join: Annotated[Path | None, option("DIR")] = None
+    """Make one corpus of the parts in DIR, copying nothing."""
+    check: Annotated[Literal["hashes", "sizes"], option("{hashes,sizes}")] = "hashes"
+    """What --join looks at: every file's hash (unless given), which reads all of them, or its size alone."""
     workers: Annotated[int | None, option("N")] = None
     """Processes at once; all cores unless given."""
     overwrite: Switch = False
@@ -127,6 +140,11 @@ def main(argv: Sequence[str], prog: str) -> int:
         if not arguments.quiet:
             print(sentence, file=sys.stderr)
 
+    if arguments.join is not None:
+        return _join(arguments, say)
+    _refuse(arguments, "a preparation without --join", ("check",))
+    if arguments.part is not None and arguments.out is None:
+        raise InputError("--part needs --out, the folder in which all parts are put; give it.")
     first = arguments.inputs[0] if arguments.inputs else ""
     if first in TASKS:
         with _terminated_cleanly():
@@ -154,10 +172,33 @@ def main(argv: Sequence[str], prog: str) -> int:
             mirror=arguments.mirror,
             cache=arguments.cache,
             workers=arguments.workers,
+            shard_tokens=arguments.shard_tokens,
+            part=arguments.part,
             overwrite=arguments.overwrite,
             progress=not arguments.quiet,
             say=say,
         )
+    if not arguments.quiet:
+        print("\n".join(summary(corpus)))
+    return 0
+
+
+def _join(arguments: Arguments, say: Callable[[str], None]) -> int:
+    """Join parts that were prepared before."""
+    from remanence.data.parts import join
+
+    assert arguments.join is not None
+    if arguments.inputs:
+        raise InputError(f"--join reads parts that were prepared; leave {' '.join(arguments.inputs)} out.")
+    meant = ("join", "check", "workers", "quiet", "inputs")
+    _refuse(arguments, "--join", [each.name for each in dataclasses.fields(Arguments) if each.name not in meant])
+    corpus = join(
+        arguments.join,
+        verify=arguments.check == "hashes",
+        workers=arguments.workers,
+        progress=not arguments.quiet,
+        say=say,
+    )
     if not arguments.quiet:
         print("\n".join(summary(corpus)))
     return 0

@@ -6,6 +6,10 @@
     train.documents        little-endian int64 offsets at which documents begin, in tokens; the first is 0
     validation.*, test.*   likewise
 
+A split of a large corpus consists of shards, `train-00000.tokens` and so on, perhaps in the folders of parts that many
+machines prepared; the manifest lists them in order with their sizes and hashes. Such tokens are read as one array that
+opens files as they are used (`shards.py`).
+
 Two facts that most corpora lack say what is scored: `scored_last`, that only the last tokens of every document are, and
 `start_token`, that every document begins with one constant symbol, which models that bring their own skip.
 
@@ -14,8 +18,6 @@ Opening a corpus reads the manifest and the sizes of the files, whatever their l
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,32 +26,21 @@ from typing import Any
 
 import numpy as np
 
+from remanence.data.manifest import SPLITS, check_manifest, token_type
+from remanence.data.shards import Maps, Shard, Starts, Tokens, shards_of
 from remanence.data.tokenizers import Tokenizer, load_tokenizer
 from remanence.errors import InputError
 from remanence.files import read_json, sha256_file
-
-FORMAT = "remanence-corpus"
-VERSION = 1
-SPLITS = ("train", "validation", "test")
-UNITS = ("byte", "character", "word", "token", "symbol", "pixel")
-
-
-def token_type(vocab_size: int) -> np.dtype:
-    """The smallest unsigned little-endian integer that holds every id of the vocabulary."""
-    for name in ("<u1", "<u2", "<u4"):
-        if vocab_size <= 2 ** (8 * np.dtype(name).itemsize):
-            return np.dtype(name)
-    raise InputError(f"A vocabulary of {vocab_size} ids is larger than 32 bits can number; make it smaller.")
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """One part of a corpus: a stream of tokens and the places where documents begin in it."""
 
-    tokens: np.ndarray
-    """(N,) token ids of an unsigned type; usually mapped from a file."""
+    tokens: np.ndarray | Tokens
+    """(N,) token ids of an unsigned type; mapped from a file, or read from many."""
     vocab_size: int
-    documents: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    documents: np.ndarray | Starts = field(default_factory=lambda: np.zeros(1, np.int64))
     """Ascending int64 offsets at which documents begin; always contains 0."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """"tokens", "bytes", "characters", "words" and "lines" of the text that the tokens stand for."""
@@ -86,9 +77,9 @@ class Split:
         if self.whole_documents:
             edges = np.append(self.documents[1:], len(self))
             tokens = int(edges[max(0, int(np.searchsorted(edges, tokens, side="right")) - 1)])
-        return replace(
-            self, tokens=self.tokens[:tokens], documents=self.documents[self.documents < tokens], counts=self.counts
-        )
+        begun = np.asarray(self.documents)
+        kept = self.tokens.first(tokens) if isinstance(self.tokens, Tokens) else self.tokens[:tokens]
+        return replace(self, tokens=kept, documents=begun[begun < tokens], counts=self.counts)
 
     def check(self, tokens: np.ndarray) -> None:
         """Raise InputError where an id lies outside the vocabulary: the file was altered or is another corpus's."""
@@ -119,10 +110,11 @@ class Corpus:
                 f"There is no prepared corpus at {folder}; make one with `remanence prepare` or check the path."
             )
         manifest = read_json(folder / "manifest.json", "The manifest of the corpus")
-        _check_manifest(folder, manifest)
+        check_manifest(str(folder / "manifest.json"), manifest)
         corpus = cls(folder, manifest)
         for name, entry in manifest["splits"].items():
-            _check_files(folder, name, entry, corpus.dtype)
+            for shard in shards_of(name, entry):
+                _check_files(folder, shard, corpus.dtype)
         if verify:
             corpus.verify()
         return corpus
@@ -177,102 +169,58 @@ class Corpus:
         entry = self.manifest["splits"].get(name)
         if entry is None:
             raise InputError(f"The corpus {self.name} has no {name!r} split; it has {', '.join(self.splits)}.")
+        tokens, documents = self._shards(name) if "shards" in entry else self._one(name)
+        return Split(
+            tokens, self.vocab_size, documents, entry["counts"], self.unit, name, self.scored_last, self.start_token
+        )
+
+    def _one(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and starts of documents of a split that is one file here."""
         tokens = np.memmap(self.folder / f"{name}.tokens", self.dtype, mode="r")
         documents = np.fromfile(self.folder / f"{name}.documents", "<i8").astype(np.int64)
         if documents[0] != 0 or (np.diff(documents) <= 0).any() or documents[-1] >= len(tokens):
             raise InputError(
                 f"The file {name}.documents of the corpus {self.name} does not fit its tokens; prepare it again."
             )
-        return Split(
-            tokens, self.vocab_size, documents, entry["counts"], self.unit, name, self.scored_last, self.start_token
-        )
+        return tokens, documents
+
+    def _shards(self, name: str) -> tuple[Tokens, Starts]:
+        shards = shards_of(name, self.manifest["splits"][name])
+        reader = Maps(self.folder, shards, self.dtype)
+        return Tokens(shards, self.dtype, reader), Starts(shards, reader, name)
 
     def verify(self) -> None:
         """Read everything once: hashes, token ids, tokenizer. Raises InputError at the first thing that differs."""
         for name in self.splits:
             entry = self.manifest["splits"][name]
-            for kind in ("tokens", "documents"):
-                if sha256_file(self.folder / f"{name}.{kind}") != entry["sha256"][kind]:
-                    raise InputError(
-                        f"The file {name}.{kind} of the corpus {self.name} has another hash than its manifest says; "
-                        "it was altered, so prepare the corpus again."
-                    )
+            for shard in entry.get("shards", [{"file": name, "sha256": entry["sha256"]}]):
+                for kind in ("tokens", "documents"):
+                    if sha256_file(self.folder / f"{shard['file']}.{kind}") != shard["sha256"][kind]:
+                        raise InputError(
+                            f"The file {shard['file']}.{kind} of the corpus {self.name} has another hash than its "
+                            "manifest says; it was altered, so prepare the corpus again."
+                        )
             split = self.split(name)
+            if isinstance(split.documents, Starts):
+                for shard in range(len(split.documents.shards)):
+                    split.documents.ranges(shard)
             for begin in range(0, len(split), 1 << 22):
                 split.check(split.tokens[begin : begin + (1 << 22)])
         self.tokenizer.fingerprint  # noqa: B018  loading it is the check
 
 
-def corpus_fingerprint(tokenizer_fingerprint: str, splits: Mapping[str, Mapping[str, Any]], **facts: int | None) -> str:
-    """SHA-256 of what a model can see of a corpus: its tokens, where documents begin, and how text maps to tokens.
-
-    `facts` are scored_last and start_token, of a corpus that has them.
-    """
-    seen: list[Any] = [tokenizer_fingerprint, {name: entry["sha256"] for name, entry in splits.items()}]
-    if stated := {name: value for name, value in facts.items() if value is not None}:
-        seen.append(stated)
-    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
-
-
-def _check_manifest(folder: Path, manifest: Any) -> None:
-    """Everything later code relies on, so that a damaged manifest is one sentence and not a KeyError somewhere."""
-
-    def fits() -> bool:
-        tokenizer, splits = manifest["tokenizer"], manifest["splits"]
-        facts = {name: manifest.get(name) for name in ("scored_last", "start_token")}
-        return (
-            isinstance(manifest["name"], str)
-            and isinstance(tokenizer["vocab_size"], int)
-            and tokenizer["vocab_size"] > 0
-            and tokenizer["unit"] in UNITS
-            and bool(splits)
-            and set(splits) <= set(SPLITS)
-            and all(_is_entry(entry) for entry in splits.values())
-            and _is_count(facts["scored_last"], 1, None)
-            and _is_count(facts["start_token"], 0, tokenizer["vocab_size"])
-            and manifest["fingerprint"] == corpus_fingerprint(tokenizer["fingerprint"], splits, **facts)
-        )
-
-    path = folder / "manifest.json"
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise InputError(f"{path} is not the manifest of a prepared corpus; make one with `remanence prepare`.")
-    if manifest.get("version") != VERSION:
-        raise InputError(
-            f"{path} is of version {manifest.get('version')!r} and this library reads version {VERSION}; "
-            "prepare the corpus again."
-        )
-    try:
-        sound = fits()
-    except (KeyError, TypeError, AttributeError):
-        sound = False
-    if not sound:
-        raise InputError(f"{path} was damaged or edited by hand; prepare the corpus again.")
-
-
-def _is_count(value: Any, least: int, below: int | None) -> bool:
-    """Whether a fact is absent or a whole number in its range."""
-    return value is None or (type(value) is int and least <= value and (below is None or value < below))
-
-
-def _is_entry(entry: Mapping[str, Any]) -> bool:
-    counts = entry["counts"]
-    return (
-        all(isinstance(counts[key], int) for key in ("tokens", "bytes", "characters", "words"))
-        and counts["tokens"] > 0
-        and isinstance(entry["documents"], int)
-        and entry["documents"] > 0
-        and all(isinstance(entry["sha256"][kind], str) for kind in ("tokens", "documents"))
-    )
-
-
-def _check_files(folder: Path, name: str, entry: Mapping[str, Any], dtype: np.dtype) -> None:
-    sizes = {"tokens": entry["counts"]["tokens"] * dtype.itemsize, "documents": entry["documents"] * 8}
+def _check_files(folder: Path, shard: Shard, dtype: np.dtype) -> None:
+    sizes = {"tokens": shard.tokens * dtype.itemsize, "documents": shard.documents * 8}
     for kind, size in sizes.items():
-        path = folder / f"{name}.{kind}"
-        if not path.is_file():
-            raise InputError(f"The corpus in {folder} lacks its file {path.name}; prepare it again.")
-        if path.stat().st_size != size:
+        path = folder / f"{shard.file}.{kind}"
+        try:
+            found = path.stat().st_size if path.is_file() else None
+        except OSError:
+            found = None
+        if found is None:
+            raise InputError(f"The corpus in {folder} lacks its file {shard.file}.{kind}; prepare it again.")
+        if found != size:
             raise InputError(
-                f"The file {path} has {path.stat().st_size} bytes and its manifest says {size}; "
+                f"The file {path} has {found} bytes and its manifest says {size}; "
                 "it was cut short or altered, so prepare the corpus again."
             )

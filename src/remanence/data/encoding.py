@@ -1,4 +1,4 @@
-"""Turning parts of a spool into token files, on all cores, in bounded memory.
+"""Turning parts of a spool into tokens, on all cores, in bounded memory.
 
 A part is cut into tasks, ranges of a few megabytes that consist of pieces. A piece is a document, or a stretch of a
 long one that was cut where no tokenizer here looks across: after a lone newline or before a lone space. The cuts depend
@@ -7,15 +7,11 @@ on the text alone, so the tokens do not depend on the number of cores.
 
 from __future__ import annotations
 
-import hashlib
-from array import array
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -26,7 +22,6 @@ from remanence.data.tokenizers.byte import ByteTokenizer
 from remanence.data.tokenizers.word import WordTokenizer
 from remanence.data.vocabulary import Symbol, count_symbols
 from remanence.errors import InputError
-from remanence.files import writing
 
 TASK = 4 << 20
 """Bytes of text handed to a core at once."""
@@ -217,39 +212,6 @@ def not_text(error: NotText, spools: Iterable[Spool]) -> InputError:
         f"{name} is not UTF-8 text (near byte {byte}); convert it to UTF-8, leave it out or prepare with the byte "
         "tokenizer."
     )
-
-
-def write_split(
-    folder: Path, name: str, encoded: Generator[Encoded], dtype: np.dtype, advance: Callable[[int], None]
-) -> dict[str, Any]:
-    """Write the token and document files of a split; returns its entry for the manifest and closes `encoded`."""
-    counts: Counter[str] = Counter()
-    documents = array("q")
-    digest = hashlib.sha256()
-    with writing(folder / f"{name}.tokens") as file, closing(encoded):
-        for result in encoded:
-            block = np.ascontiguousarray(result.tokens, dtype).view(np.uint8).data
-            digest.update(block)
-            file.write(block)
-            # A document without tokens (white space alone, say) is none: two may not begin at the same token.
-            for begin in (result.documents + counts["tokens"]).tolist():
-                if not documents or begin > documents[-1]:
-                    documents.append(begin)
-            counts.update(result.counts)
-            advance(result.counts["bytes"])
-    if not counts["tokens"]:
-        raise InputError(f"The {name} split holds no tokens; take more text or a larger fraction.")
-    while documents[-1] >= counts["tokens"]:
-        documents.pop()
-    offsets = np.array(documents, "<i8").tobytes()
-    with writing(folder / f"{name}.documents") as file:
-        file.write(offsets)
-    order = ("tokens", "bytes", "characters", "words", "lines")
-    return {
-        "counts": {key: counts[key] for key in order} | {k: n for k, n in counts.items() if k not in order},
-        "documents": len(documents),
-        "sha256": {"tokens": digest.hexdigest(), "documents": hashlib.sha256(offsets).hexdigest()},
-    }
 
 
 def _good_cut(spool: Spool, target: int, end: int) -> int:

@@ -30,6 +30,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from remanence.data.corpus import Split
+from remanence.data.order import document_parts, least, nothing_to_read, order_of
 from remanence.errors import InputError
 
 Protocol = Literal["published", "document"]
@@ -102,17 +103,18 @@ class Lanes:
                     "more text."
                 )
         else:
-            self._documents = _parts(split, shift)
-            """(n, 2) where the inputs of each document begin and end."""
-            if len(self._documents) < lanes:
+            self._order = order_of(split, shift)
+            if len(self._order) < lanes:
                 raise InputError(
-                    f"The {split.name} split has {len(self._documents)} documents of {_least(split, shift)} or more "
+                    f"The {split.name} split has {len(self._order)} documents of {least(split, shift)} or more "
                     f'tokens and {lanes} lanes need one each; take fewer lanes or the protocol "published".'
                 )
             self._reading = np.full(lanes, -1, np.int64)
             """Which document each lane reads; -1 before the first."""
             self._read = np.zeros(lanes, np.int64)
             """How many tokens of it the lane has read."""
+            self._parts = np.zeros((lanes, 2), np.int64)
+            """Where the inputs of it begin and end."""
         self._arrange()
 
     def next(self) -> Batch:
@@ -143,6 +145,10 @@ class Lanes:
         if self.protocol == "document":
             self._reading = np.array(state["reading"], np.int64)
             self._read = np.array(state["read"], np.int64)
+            known = [
+                self._order.part(number) if 0 <= number < len(self._order) else None for number in state["reading"]
+            ]
+            self._parts = np.array([part or (0, 0) for part in known], np.int64).reshape(self.lanes, 2)
         self._arrange()
 
     @staticmethod
@@ -161,11 +167,10 @@ class Lanes:
 
     def _arrange(self) -> None:
         """Draw what is random in this epoch, from the seed and the epoch alone."""
-        generator = np.random.default_rng([self.seed, self.epoch])
         if self.protocol == "published":
-            self._offsets = generator.integers(0, self._column, self.lanes)
+            self._offsets = np.random.default_rng([self.seed, self.epoch]).integers(0, self._column, self.lanes)
         else:
-            self._order = generator.permutation(len(self._documents))
+            self._order.arrange(self.seed, self.epoch)
 
     def _next_published(self) -> Batch:
         if self.position + self.segment_length + self.shift > self._column:
@@ -180,27 +185,27 @@ class Lanes:
     def _next_document(self) -> Batch:
         starts = np.zeros(self.lanes, bool)
         for lane in range(self.lanes):
-            if self._reading[lane] < 0 or self._read[lane] >= self._length(lane):
-                self._reading[lane] = self._take()
+            if self._reading[lane] < 0 or self._read[lane] >= self._parts[lane, 1] - self._parts[lane, 0]:
+                self._reading[lane], self._parts[lane] = self._take()
                 self._read[lane] = 0
                 starts[lane] = True
-        begins = self._documents[self._reading, 0] + self._read
-        ends = self._documents[self._reading, 1]
+        begins, ends = self._parts[:, 0] + self._read, self._parts[:, 1]
         lengths = np.minimum(ends - begins, self.segment_length)
         self._read += lengths
         return _batch(self.split, _places(begins, self.segment_length, self.shift), self.shift, starts, lengths)
 
-    def _length(self, lane: int) -> int:
-        begin, end = self._documents[self._reading[lane]]
-        return int(end - begin)
-
-    def _take(self) -> int:
-        """The next document of the shuffled order."""
-        if self.position == len(self._order):
-            self.epoch, self.position = self.epoch + 1, 0
-            self._arrange()
-        self.position += 1
-        return int(self._order[self.position - 1])
+    def _take(self) -> tuple[int, tuple[int, int]]:
+        """The next document of the shuffled order that has a token to score, and where its inputs begin and end."""
+        # At most the rest of this epoch and the whole of the next.
+        for _ in range(2 * len(self._order)):
+            if self.position == len(self._order):
+                self.epoch, self.position = self.epoch + 1, 0
+                self._arrange()
+            self.position += 1
+            number = self._order.number(self.position - 1)
+            if (part := self._order.part(number)) is not None:
+                return number, part
+        raise nothing_to_read(self.split)
 
 
 class Once:
@@ -240,10 +245,10 @@ class Once:
             edges = np.arange(lanes + 1, dtype=np.int64) * inputs // lanes
             self._schedule = [[(int(begin), int(end))] for begin, end in pairwise(edges)]
         else:
-            documents = _parts(split, shift)
+            documents = document_parts(split, shift)
             if not len(documents):
                 raise InputError(
-                    f"No document of the {split.name} split has {('one token', 'two tokens')[_least(split, shift) - 1]}"
+                    f"No document of the {split.name} split has {('one token', 'two tokens')[least(split, shift) - 1]}"
                     ', so there is nothing to score; take more text or the protocol "published".'
                 )
             self._schedule = _share(documents, lanes, segment_length)
@@ -309,19 +314,6 @@ def _batch(split: Split, places: np.ndarray, shift: int, starts: np.ndarray, len
 def _places(begins: np.ndarray, segment_length: int, shift: int) -> np.ndarray:
     """Where T + shift tokens from each begin lie in the split."""
     return begins[:, None] + np.arange(segment_length + shift)
-
-
-def _least(split: Split, shift: int) -> int:
-    """Tokens that a document must have for one to be scored."""
-    return 1 + (shift or split.start_token is not None)
-
-
-def _parts(split: Split, shift: int) -> np.ndarray:
-    """(n, 2) where the inputs of each document that has a token to score begin and end, in the order of the split."""
-    edges = np.append(split.documents, len(split)).astype(np.int64)
-    documents = np.stack([edges[:-1], edges[1:]], 1)
-    documents = documents[documents[:, 1] - documents[:, 0] >= _least(split, shift)]
-    return documents + ([0, -1] if shift else [int(split.start_token is not None), 0])
 
 
 def _count(number: int, what: str) -> str:

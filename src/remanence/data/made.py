@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from remanence.data.corpus import FORMAT, SPLITS, VERSION, Corpus, corpus_fingerprint, token_type
-from remanence.data.encoding import Encoded, write_split
+from remanence.data.corpus import Corpus
+from remanence.data.encoding import Encoded
+from remanence.data.manifest import FORMAT, SPLITS, VERSION, corpus_fingerprint, token_type
 from remanence.data.progress import Progress
 from remanence.data.repeats import holds_something, told
 from remanence.data.staging import FULL, finish, staging
 from remanence.data.tokenizers import Tokenizer
+from remanence.data.writing import write_split
 from remanence.errors import InputError
 from remanence.files import write_json
 

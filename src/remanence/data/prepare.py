@@ -14,10 +14,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from remanence.data.corpus import FORMAT, SPLITS, VERSION, Corpus, corpus_fingerprint, token_type
-from remanence.data.encoding import NotText, not_text, tasks, write_split
+from remanence.data.corpus import Corpus
+from remanence.data.encoding import NotText, not_text, tasks
 from remanence.data.fetch import cache_folder
 from remanence.data.learning import KINDS, make_tokenizer
+from remanence.data.manifest import FORMAT, SPLITS, VERSION, corpus_fingerprint, token_type
+from remanence.data.parts import Which, listing_of
 from remanence.data.progress import Progress
 from remanence.data.published import LEGACY_ENWIK8_SYMBOLS, PUBLISHED, Published, Sourced, Where
 from remanence.data.repeats import already, compare, holds_something, source_records
@@ -27,6 +29,7 @@ from remanence.data.settings import (
     as_list,
     check_name,
     check_options,
+    check_part,
     check_settings,
     command,
     corpus_name,
@@ -38,6 +41,7 @@ from remanence.data.spool import DocumentRule, Part, Spool, cut_at, divide, gath
 from remanence.data.staging import FULL, finish, staging
 from remanence.data.tokenizers import Tokenizer
 from remanence.data.workers import Crew, cores
+from remanence.data.writing import write_split
 from remanence.errors import InputError
 from remanence.files import write_json
 
@@ -60,6 +64,8 @@ def prepare(
     mirror: str | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
+    shard_tokens: int | None = None,
+    part: str | None = None,
     overwrite: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = lambda text: None,
@@ -70,12 +76,17 @@ def prepare(
     is said, a published corpus is prepared as in its papers, and other text as bytes, one document a file, with 5 % for
     validation and 5 % for test. `out` is `data/NAME` by default. `say` hears what happens, in sentences.
 
+    With `shard_tokens` every split is written as shards of about so many tokens. With `part` "I/N" only the I-th of N
+    parts of the files is prepared, in a folder of its own in `out`; `join` makes one corpus of them (`parts.py`).
+
     A folder that holds the result of the same preparation of the same text is left as it is; another one is refused
     unless `overwrite` is set. Raises InputError for whatever cannot be prepared.
     """
     given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     known = PUBLISHED.get(str(given[0])) if len(given) == 1 else None
-    check_options(known, vocab_size, min_count, documents, separator, workers, legacy_newlines, from_folder, mirror)
+    check_options(
+        known, vocab_size, min_count, documents, separator, workers, legacy_newlines, from_folder, mirror, shard_tokens
+    )
     if name is not None:
         check_name(name)
     cache = Path(cache) if cache is not None else cache_folder()
@@ -95,14 +106,23 @@ def prepare(
         test=share_of(test, "test", known),
         legacy_newlines=legacy_newlines,
         licence=licence or (known.licence if known else "not stated"),
+        shard_tokens=shard_tokens,
+        part=None if part is None else str(Which.parse(part)),
     )
     check_settings(settings, kind, ready)
     out = Path(out) if out is not None else Path("data") / settings.name
     sourced = _outside(sourced, out)
+    listing = None
+    if part is not None:
+        check_part(settings, known, kind, ready)
+        which = Which.parse(part)
+        # What all parts must agree on is taken before the text is shared out.
+        listing, out = listing_of(sourced), out / which.folder
+        sourced = which.share(sourced)
     try:
         if (same := already(out, settings, sourced, known, overwrite, say)) is not None:
             return same
-        job = _Job(out, settings, known, kind, ready, workers, overwrite, say)
+        job = _Job(out, settings, known, kind, ready, workers, overwrite, say, listing)
         with staging(out) as folder, Progress(progress) as bar:
             if known:
                 bar.stage("Fetching", known.archive.size if known.archive and from_folder is None else None)
@@ -130,6 +150,8 @@ class _Job:
     workers: int
     overwrite: bool
     say: Callable[[str], None]
+    listing: str | None = None
+    """Hash of the names and sizes of all files, of which a part has some."""
 
     def run(self, folder: Path, sourced: Sourced, bar: Progress) -> Corpus:
         spools = self._gather(folder, sourced, bar)
@@ -211,7 +233,7 @@ class _Job:
         splits = {}
         for split, part in parts.items():
             encoded = crew.encode(tasks(part), folder / "tokenizer", drop, dtype)
-            entry = write_split(folder, split, encoded, dtype, bar.advance)
+            entry = write_split(folder, split, encoded, dtype, bar.advance, self.settings.shard_tokens)
             counts = entry["counts"]
             if tokenizer.unit == "word":
                 counts["words"] = counts["tokens"]
@@ -270,7 +292,7 @@ class _Job:
             "token_type": token_type(tokenizer.vocab_size).name,
             "words": words,
             "splits": splits,
-            "sources": records,
+            "sources": records if self.listing is None else records | {"listing": self.listing},
             "settings": self.settings.json(),
             "fingerprint": corpus_fingerprint(tokenizer.fingerprint, splits),
         }

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from remanence.data.corpus import SPLITS, Corpus
+from remanence.data.corpus import Corpus
+from remanence.data.manifest import SPLITS
 from remanence.data.published import Published, Sourced
 from remanence.data.settings import Settings
 from remanence.data.sources import hash_source

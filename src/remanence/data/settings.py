@@ -41,6 +41,10 @@ class Settings:
     test: float | tuple[str, ...] = FRACTION
     legacy_newlines: bool = False
     licence: str = "not stated"
+    shard_tokens: int | None = None
+    """Tokens of a shard, about; one file a split where None."""
+    part: str | None = None
+    """"I/N" where this is one part of a corpus that N independent commands prepare."""
 
     def json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
@@ -75,6 +79,7 @@ def check_options(
     legacy_newlines: bool,
     from_folder: str | Path | None,
     mirror: str | None,
+    shard_tokens: int | None,
 ) -> None:
     if known is None and from_folder is not None:
         raise InputError(f"--from is for published corpora ({', '.join(PUBLISHED)}); name files as inputs instead.")
@@ -88,6 +93,8 @@ def check_options(
         raise InputError(f"The vocabulary size is {vocab_size}; it must be at least 1.")
     if min_count < 1:
         raise InputError(f"The least count of a word is {min_count}; it must be at least 1.")
+    if shard_tokens is not None and shard_tokens < 1:
+        raise InputError(f"A shard is to hold about {shard_tokens} tokens; it must be at least 1.")
     if workers is not None and workers < 1:
         raise InputError(f"The number of workers is {workers}; it must be at least 1.")
     if documents not in (None, "file", "separator", "none"):
@@ -110,6 +117,19 @@ def check_settings(settings: Settings, kind: str, ready: Tokenizer | None) -> No
         raise InputError(f"Validation and test take {held_out:.4g} of the text; they must leave some for training.")
     if settings.legacy_newlines and (ready is not None or kind != "byte"):
         raise InputError("--legacy-newlines goes with the byte tokenizer; leave one of the two out.")
+
+
+def check_part(settings: Settings, known: Published | None, kind: str, ready: Tokenizer | None) -> None:
+    """Raise InputError where parts that know nothing of each other would not come out alike."""
+    if known is not None:
+        raise InputError(f"The published corpus {known.name} is prepared as a whole; leave --part out.")
+    if STDIN in settings.inputs:
+        raise InputError("Standard input is read once and cannot be shared out; name files, or leave --part out.")
+    if ready is None and kind != "byte":
+        raise InputError(
+            f"A part cannot make a tokenizer ({kind}), since it sees its own text alone; prepare a sample first and "
+            "name its folder by --tokenizer."
+        )
 
 
 def check_name(name: str) -> None:

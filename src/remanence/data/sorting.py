@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from remanence.data.corpus import SPLITS, Corpus
+from remanence.data.corpus import Corpus
 from remanence.data.made import Made, write
+from remanence.data.manifest import SPLITS
 from remanence.data.settings import check_name
 from remanence.data.tokenizers.number import SymbolTokenizer
 from remanence.errors import InputError

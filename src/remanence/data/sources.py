@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from remanence.data.corpus import FORMAT
+from remanence.data.manifest import FORMAT
 from remanence.errors import InputError
 
 STDIN = "-"

@@ -33,6 +33,7 @@ SMALL = 8 << 20
 _THREADS = 4
 """Cores that copying bytes can keep busy; the disk is the limit beyond."""
 
+Work = TypeVar("Work")
 Answer = TypeVar("Answer")
 
 
@@ -148,13 +149,13 @@ class _Child:
                     pipe.close()
 
 
-def in_threads(function: Callable[[Task], Answer], work: Iterable[Task], threads: int) -> Generator[Answer]:
-    """`function` of every task in order, at most twice as many of them begun as there are threads."""
+def in_threads(function: Callable[[Work], Answer], work: Iterable[Work], threads: int) -> Generator[Answer]:
+    """`function` of every piece of work in order, at most twice as many of them begun as there are threads."""
     with ThreadPoolExecutor(threads, "encode") as pool:
         begun: deque[Future[Answer]] = deque()
         try:
-            for task in work:
-                begun.append(pool.submit(function, task))
+            for piece in work:
+                begun.append(pool.submit(function, piece))
                 if len(begun) >= 2 * threads:
                     yield begun.popleft().result()
             while begun:
