@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,23 @@ from pathlib import Path
 from typing import IO, Any
 
 from remanence.errors import InputError
+
+LARGEST_JSON = 1 << 26
+"""Bytes of a JSON file, or of a header, that are read unless a caller says otherwise."""
+DEEPEST = 64
+"""Levels of lists and tables within each other."""
+BLOCK = 1 << 20
+_TOO_DEEP = f"lists and tables more than {DEEPEST} deep in each other"
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
+"""Types of numbers in a safetensors file."""
 
 
 def make_folder(folder: Path, asked: Path, flag: str) -> None:
@@ -56,17 +74,94 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: str | Path, what: str) -> Any:
+def read_text(path: str | Path, most: int) -> str:
+    """A file of UTF-8 text. Raises InputError when it has more than `most` bytes, else what `open` raises."""
+    pieces, size = [], 0
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            pieces.append(block)
+            if (size := size + len(block)) > most:
+                raise InputError(f"{path} has more than the {most:,} bytes that are read of such a file; make it anew.")
+    return b"".join(pieces).decode("utf-8")
+
+
+def read_json(path: str | Path, what: str, most: int = LARGEST_JSON) -> Any:
     """The value in a JSON file; `what` names it in errors ("the manifest of the corpus").
 
-    Raises InputError when the file is missing or not JSON.
+    Raises InputError when the file is missing, larger than `most` bytes, or not JSON as `parse_json` takes it.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(read_text(path, most))
     except FileNotFoundError:
         raise InputError(f"{what} is missing: there is no file {path}; check the path or make it anew.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except IsADirectoryError:
+        raise InputError(f"{what} is missing: {path} is a folder; check the path or make it anew.") from None
+    except InputError:
+        raise
+    except ValueError as error:
         raise InputError(f"{what} in {path} is not valid JSON ({error}); restore the file or make it anew.") from None
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text that nobody vouches for.
+
+    Raises ValueError when it is not JSON, nested too deeply, or holds a whole number that 64 bits do not.
+    """
+    try:
+        value = json.loads(text, parse_int=_whole)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    check_nesting(value)
+    return value
+
+
+def check_nesting(value: Any) -> None:
+    """Raise ValueError when lists and tables lie deeper in each other than anything here writes them."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            child
+            for each in level
+            for child in (each.values() if isinstance(each, dict) else each if isinstance(each, list) else ())
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    raise ValueError(_TOO_DEEP)
+
+
+def read_header(path: str | Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """The shapes of the tensors in a safetensors file, and its metadata, without reading the tensors.
+
+    Raises ValueError when the file is no such file, or its size is not the one that its tensors need.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, LARGEST_JSON):
+            raise ValueError("it is cut short, or no safetensors file")
+        header = parse_json(file.read(length).decode("utf-8"))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no table")
+    metadata = header.pop("__metadata__", None) or {}
+    try:
+        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        # Eighths of a byte, for there are numbers of four bits.
+        promised = sum(_BITS[entry["dtype"]] * math.prod(shapes[name]) for name, entry in header.items())
+        sound = all(type(side) is int and side >= 0 for shape in shapes.values() for side in shape)
+        sound &= isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"its header is damaged ({type(error).__name__}: {error})") from None
+    if not sound or promised != 8 * (size - 8 - length):
+        raise ValueError(f"its header promises {promised / 8:,.0f} bytes of numbers and it has {size - 8 - length:,}")
+    return shapes, metadata
+
+
+def _whole(digits: str) -> int:
+    # 20 digits are enough for 64 bits; Python itself would take thousands.
+    if len(digits) > 20 or not -(1 << 63) <= (number := int(digits)) < 1 << 64:
+        raise ValueError(f"a whole number of {len(digits)} digits, beyond 64 bits")
+    return number
 
 
 def sha256_file(path: str | Path) -> str:

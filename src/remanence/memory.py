@@ -15,9 +15,10 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from types import UnionType
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import safetensors
 import torch
@@ -26,7 +27,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from remanence.errors import InputError
-from remanence.files import writing
+from remanence.files import parse_json, read_header, writing
 from remanence.rows import append, sharing
 
 FORMAT = "remanence-memory-1"
@@ -221,7 +222,7 @@ class Memory:
             memory.check()
         except InputError:
             raise
-        except (LookupError, TypeError, AttributeError, StopIteration, ValueError) as error:
+        except (LookupError, TypeError, AttributeError, StopIteration, ValueError, RecursionError) as error:
             reason = str(error).partition("\n")[0]
             raise InputError(
                 f"The stored memory is incomplete or altered ({type(error).__name__}: {reason}); use a file that was "
@@ -356,22 +357,21 @@ def load_memory(path: str | Path) -> tuple[Memory, dict[str, Any]]:
     Nothing in the file is executed. Raises InputError when it is missing, cut short, altered or something else.
     """
     try:
-        # Read whole, so that nothing depends on the file afterwards.
-        content = Path(path).read_bytes()
-        tensors = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+        _, header = read_header(path)
         if header.get("format") != FORMAT:
             raise InputError(f"{path} is not a memory file of this library; give a file that was saved as memory.")
+        # Read whole, so that nothing depends on the file afterwards.
+        tensors = load(Path(path).read_bytes())
         if header["sha256"] != _digest(header, tensors):
             raise ValueError("its contents do not have the hash that was saved with them")
-        description, metadata = json.loads(header["memory"]), json.loads(header["metadata"])
+        description, metadata = parse_json(header["memory"]), parse_json(header["metadata"])
         if not isinstance(metadata, dict):
             raise ValueError("its metadata is no table")
     except InputError:
         raise
     except FileNotFoundError:
         raise InputError(f"There is no memory file {path}; check the path.") from None
-    except (safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{path} is not a whole memory file ({error}); use a file that was saved as memory and not altered."
         ) from None
@@ -397,6 +397,8 @@ def _rebuild(tensors: Mapping[str, Tensor], description: Mapping[str, Any], pref
             f"{', '.join(sorted(Memory.kinds)) or 'none'}; import the module that defines it first."
         )
     values: dict[str, Any] = {}
+    sizes: dict[str, int] = {}
+    known = _types_of(Memory.kinds[kind])
     for field in dataclasses.fields(Memory.kinds[kind]):
         name = prefix + field.name
         told = description.get(field.name)
@@ -410,10 +412,49 @@ def _rebuild(tensors: Mapping[str, Tensor], description: Mapping[str, Any], pref
             values[field.name] = _rebuild(tensors, told, f"{name}.")
         elif isinstance(told, Mapping):
             values[field.name] = Distances(**told)
-            if any(type(limit) is not int for limit in told.values() if limit is not None):
+            if any(type(limit) is not int or limit < 0 for limit in told.values() if limit is not None):
                 raise ValueError(f"{name} is {dict(told)}, but distances are whole numbers")
         elif field.metadata["role"] == "static" or told is None:
             values[field.name] = told
         else:
+            if type(told) is not int or told < 0:
+                raise ValueError(f"{name} is {str(told)[:60]}, but it is a number of tensors")
             values[field.name] = tuple(tensors[f"{name}.{index}"] for index in range(told))
+        unset = values.get(field.name) is None and field.default is None
+        if field.name in values and field.name in known and not unset:
+            _check_kind(name, known[field.name], values[field.name], sizes)
     return Memory.kinds[kind](**values)
+
+
+@cache
+def _types_of(kind: type) -> dict[str, Any]:
+    try:
+        return get_type_hints(kind)
+    except NameError:
+        # A memory of another package may be annotated with names that only a type checker imports.
+        return {}
+
+
+def _check_kind(name: str, kind: Any, value: Any, sizes: dict[str, int]) -> None:
+    """Raise ValueError unless a stored value is of the type that its field is annotated with.
+
+    `sizes` are those of the lettered axes met so far: within one memory a letter means one size.
+    """
+    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if value is None and type(None) in options:
+        return
+    if get_origin(options[0]) is tuple and isinstance(value, tuple):
+        for each in value:
+            _check_kind(name, get_args(options[0])[0], each, sizes)
+        return
+    if isinstance(value, Tensor) and hasattr(options[0], "dim_str"):
+        axes = options[0].dim_str.split()
+        if len(axes) != value.dim() or not isinstance(value, options[0]):
+            raise ValueError(f"{name} has the shape {tuple(value.shape)} and the type {value.dtype}")
+        for axis, size in zip(axes, value.shape, strict=True):
+            if axis.isalpha() and sizes.setdefault(axis, size) != size:
+                raise ValueError(f"{name} has {size} instead of {sizes[axis]} on the axis {axis}")
+    elif type(value) not in options and not (isinstance(value, Memory) and isinstance(value, options[0])):
+        raise ValueError(f"{name} is {str(value)[:60]}, which is no value of this setting")
+    elif type(value) is int and value < 0:
+        raise ValueError(f"{name} is {value}, below 0")

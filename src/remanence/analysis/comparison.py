@@ -179,12 +179,14 @@ class Comparison:
             raise InputError(f"{path} does not hold results in format {FORMAT}; run the comparison again.")
         try:
             return restore(cls, value)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} does not hold a whole comparison ({error}); run the comparison again.") from None
 
 
 def restore(kind: Any, value: Any) -> Any:
     """Rebuild a value of the annotated type `kind` from what JSON made of it."""
+    if kind is typing.Any:
+        return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         known = typing.get_type_hints(kind)
@@ -192,12 +194,16 @@ def restore(kind: Any, value: Any) -> Any:
             raise KeyError(f"unknown entries {sorted(set(value) - set(known))}")
         build: Any = kind
         return build(**{name: restore(known[name], entry) for name, entry in value.items()})
-    if origin is tuple:
+    if origin is tuple and isinstance(value, list):
         return tuple(restore(arguments[0], entry) for entry in value)
     if origin is dict:
         return {str(key): restore(arguments[1], entry) for key, entry in value.items()}
     if origin is types.UnionType:
-        return None if value is None else restore(arguments[0], value)
+        return None if value is None and type(None) in arguments else restore(arguments[0], value)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise TypeError(f"{value!r} where one of {arguments} belongs")
+        return value
     if kind is float and isinstance(value, int):
         return float(value)
     if not isinstance(value, kind):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from remanence.analysis import compare
 from remanence.analysis.budget import Kind
+from remanence.analysis.comparison import restore
 from remanence.analysis.cost import Price
 from remanence.config import Recipe
 from remanence.config.recipe import completed, recipe_from_table
@@ -67,9 +68,8 @@ class Plan:
         try:
             if value.pop("format") != FORMAT:
                 raise KeyError("format")
-            prices = {name: price and Price(**price) for name, price in value.pop("prices").items()}
-            return cls(prices=prices, **value)
-        except (AttributeError, KeyError, TypeError) as error:
+            return restore(cls, value)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} is no whole plan of a comparison ({error}); compare in another folder.") from None
 
     def check_same(self, folder: Path, asked: dict[str, Any], corpus: str, recipes: dict[str, dict[str, Any]]) -> None:
@@ -126,10 +126,11 @@ def load_asked(folder: Path) -> tuple[list[Recipe], Asked]:
     if not (folder / "plan.json").exists():
         raise InputError(f"There is no comparison in {folder} to go on with; give its recipes to begin one.")
     plan = Plan.load(folder / "plan.json")
-    entries: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in plan.asked.items()
-    }
-    return [recipe_from_table(table) for table in plan.recipes.values()], Asked(**entries)
+    try:
+        asked = restore(Asked, plan.asked)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"The plan in {folder} is damaged ({error}); compare in another folder.") from None
+    return [recipe_from_table(table) for table in plan.recipes.values()], asked
 
 
 def test_text(corpus: Corpus, recipe: Recipe, tokens: int) -> Split:

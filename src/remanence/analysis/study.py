@@ -151,7 +151,7 @@ class Study:
     def scores(self, name: str, seed: int) -> list[Score]:
         """The scores that are there, by ascending memory length."""
         files = [self._score_file(self._job(name, seed), length) for length in self.lengths[name]]
-        return [Score.from_json(json.loads(file.read_text())["score"]) for file in files if file.exists()]
+        return [_score(file) for file in files if file.exists()]
 
     def say(self, sentence: str) -> None:
         self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
@@ -350,6 +350,15 @@ class Study:
 
     def _trial(self, job: Job) -> Trial | None:
         """What is known of a run; None where it was not begun, or stopped on its way."""
+        try:
+            return self._found(job)
+        except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ZeroDivisionError) as error:
+            raise InputError(
+                f"What {job.folder} holds is damaged ({type(error).__name__}: {error}); remove that folder and compare "
+                "again."
+            ) from None
+
+    def _found(self, job: Job) -> Trial | None:
         folder = str(job.folder.relative_to(self.folder))
         scores = self.scores(job.name, job.seed)
         own = [score for score in scores if score.protocol.memory_length == self.headline_length(job.name)]
@@ -421,7 +430,10 @@ class Study:
 
     def _noted_cut_off(self) -> dict[str, int]:
         path = self.folder / ".begun.json"
-        return read_json(path, "the list of runs that were begun") if path.exists() else {}
+        noted = read_json(path, "the list of runs that were begun") if path.exists() else {}
+        if not isinstance(noted, dict) or not all(type(count) is int for count in noted.values()):
+            raise InputError(f"{path} is damaged; remove it and compare again.")
+        return noted
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -456,6 +468,11 @@ class Study:
             sum(spent[job.name]) / len(spent[job.name]) if job.name in spent else rate * flops[job.name]
             for job in pending
         )
+
+
+def _score(file: Path) -> Score:
+    kept = read_json(file, "a score of the comparison")
+    return Score.from_json(kept.get("score") if isinstance(kept, dict) else kept)
 
 
 def _reason(error: Exception) -> str:

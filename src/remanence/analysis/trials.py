@@ -223,7 +223,7 @@ class Trials:
             raise InputError(f"{path} does not hold results in format {FORMAT}; run the comparison again.")
         try:
             return restore(cls, value)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} does not hold a whole comparison ({error}); run the comparison again.") from None
 
 

@@ -24,8 +24,13 @@ import tomli_w
 from remanence.config.settings import DataSettings, EvaluationSettings, TrainingSettings
 from remanence.config.tables import nearest, read_table, types_of, write_table
 from remanence.errors import InputError, SettingWarning
+from remanence.files import check_nesting, read_text
 from remanence.models import architectures, config_class
 
+LARGEST = 1 << 20
+"""Bytes of a recipe."""
+_PART = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*\.[ \t]*"""
+_MANY_DOTS = re.compile(rf"^[ \t]*\[{{0,2}}[ \t]*(?:{_PART}){{16}}", re.MULTILINE)
 VOCABULARY_TO_TRY = 1 << 24
 """Stands in for a vocabulary that is not known yet, to check the other settings of a model."""
 
@@ -226,15 +231,42 @@ def _model_from(table: Mapping[str, Any], architecture: str, check: bool = True)
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(read_text(path, LARGEST))
     except FileNotFoundError:
         others = sorted(other.name for other in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         hint = f"did you mean {path.parent / nearest(path.name, others)}?" if others else "check the path."
         raise InputError(f"There is no recipe {path}; {hint}") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder, but a recipe is a TOML file.") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except InputError:
+        raise
+    except ValueError as error:
         raise InputError(f"{path} is not a TOML file ({error}); correct it there.") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text that nobody vouches for.
+
+    Raises ValueError when it is not TOML, nested too deeply, or holds a whole number that 64 bits do not.
+    """
+    # The parser remembers every beginning of a dotted key: memory that grows with the square of its length.
+    if _MANY_DOTS.search(text):
+        raise ValueError("a key of more than 16 parts")
+    try:
+        table = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("arrays or tables that lie too deep in each other") from None
+    check_nesting(table)
+    _check_numbers(table)
+    return table
+
+
+def _check_numbers(value: Any) -> None:
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            _check_numbers(each)
+    elif type(value) is int and not -(1 << 63) <= value < 1 << 63:
+        raise ValueError("a whole number beyond 64 bits")
 
 
 def _choices() -> str:

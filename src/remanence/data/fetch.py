@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import json
 import os
 import time
 import urllib.error
@@ -16,12 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from remanence.errors import InputError
+from remanence.files import parse_json
 
 ATTEMPTS = 5
 """Times in a row that an address may fail without sending a byte."""
 PAUSE = 1.0
 """Seconds before the second attempt; doubled for each further one."""
 TIMEOUT = 30.0
+LARGEST_LIST = 1 << 24
+"""Bytes of a list of files."""
+LARGEST = 1 << 33
+"""Bytes that are taken of a file whose size is not known beforehand."""
 _BLOCK = 1 << 18
 
 
@@ -94,7 +98,10 @@ def fetch_json(url: str) -> Any:
             time.sleep(PAUSE * 2 ** (attempt - 1))
         try:
             with _open(url, 0) as response:
-                return json.loads(response.read())
+                text = response.read(LARGEST_LIST + 1)
+                if len(text) > LARGEST_LIST:
+                    raise ValueError(f"it has more than {LARGEST_LIST:,} bytes")
+                return parse_json(text.decode("utf-8"))
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = _reason(error)
     host = urllib.parse.urlsplit(url).netloc
@@ -126,7 +133,7 @@ def _download(url: str, part: Path, size: int | None, advance: Callable[[int], N
             return
         before = have
         try:
-            if _continue(url, part, have, report):
+            if _continue(url, part, have, size, report):
                 return
             reason = "the connection was cut"
         except urllib.error.HTTPError as error:
@@ -148,7 +155,7 @@ def _download(url: str, part: Path, size: int | None, advance: Callable[[int], N
             time.sleep(PAUSE * 2 ** (failures - 1))
 
 
-def _continue(url: str, part: Path, have: int, report: Callable[[int], None]) -> bool:
+def _continue(url: str, part: Path, have: int, size: int | None, report: Callable[[int], None]) -> bool:
     """Ask for the rest of a file and write what comes; True when it came to its end."""
     with _open(url, have) as response:
         if have and not (response.status == 206 and _range_start(response) == have):
@@ -159,6 +166,10 @@ def _continue(url: str, part: Path, have: int, report: Callable[[int], None]) ->
             file.seek(have)
             file.truncate()
             while block := response.read(_BLOCK):
+                # A server that never ends must not fill the disk.
+                if have + len(block) > (LARGEST if size is None else size):
+                    part.unlink()
+                    raise _Failed(f"it sends more than the {LARGEST if size is None else size:,} bytes of the file")
                 _write(file, block, part)
                 have += len(block)
                 report(have)

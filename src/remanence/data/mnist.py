@@ -38,8 +38,8 @@ HELD_OUT = 12
 """One image in so many of the training file is for validation."""
 LARGEST_SIDE = 1024
 MOST_IMAGES = 10_000_000
-BLOCK = 256
-"""Images read at a time."""
+BLOCK = 1 << 21
+"""Bytes of images read at a time; at least one image."""
 
 FILES = ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz")
 PIXELS = (
@@ -170,8 +170,9 @@ class Images:
         """All images, (n, rows, columns) uint8 at a time. Raises InputError as `digest` does."""
         with _reading(self.path) as file:
             _exactly(file, 16, self.path)
-            for begin in range(0, self.count, BLOCK):
-                number = min(BLOCK, self.count - begin)
+            most = max(1, BLOCK // (self.rows * self.columns))
+            for begin in range(0, self.count, most):
+                number = min(most, self.count - begin)
                 data = _exactly(file, number * self.rows * self.columns, self.path)
                 yield np.frombuffer(data, np.uint8).reshape(number, self.rows, self.columns)
             if _read(file, 1, self.path):

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import binascii
 import platform
+import re
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from remanence.data.fetch import Remote, digest_of, fetch, fetch_json
 from remanence.data.sources import Source, standard_library
@@ -30,6 +31,9 @@ _SPLITS: tuple[Where, ...] = ("train", "validation", "test")
 _WHOLE: Where = "all"
 _SUFFIXES = ("", ".xz", ".gz", ".zst", ".bz2")
 _CONNECTIONS = 16
+_BOOK = re.compile(r"(train|validation|test)/[A-Za-z0-9_-]{1,100}\.txt")
+MOST_PAGES = 1000
+"""Of a list of files, a thousand names each; a server that never ends is left."""
 
 
 @dataclass(frozen=True)
@@ -167,20 +171,30 @@ class Books(Published):
 
     def _listed(self, host: str, where: str) -> Iterator[Remote]:
         page = ""
-        while True:
+        for _ in range(MOST_PAGES):
             query = {"prefix": f"{where}/", "fields": "nextPageToken,items(name,size,md5Hash)", "maxResults": "1000"}
             query |= {"pageToken": page} if page else {}
             listing = fetch_json(f"{host}/storage/v1/b/{self.bucket}/o?{urllib.parse.urlencode(query)}")
-            for item in listing.get("items", []):
-                name = item["name"]
-                # The name becomes a path below the cache, so nothing but a plain book is accepted.
-                if name.startswith(f"{where}/") and name.endswith(".txt") and name.count("/") == 1 and ".." not in name:
-                    url = f"{host}/{self.bucket}/{urllib.parse.quote(name)}"
-                    digest = f"md5:{_hexadecimal(item['md5Hash'])}"
-                    yield Remote(f"{self.name}/{name}", (url,), digest, int(item["size"]))
-            page = listing.get("nextPageToken", "")
+            try:
+                yield from self._books(listing, host, where)
+                page = listing.get("nextPageToken", "")
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise InputError(
+                    f"The list of files at {host} is damaged ({type(error).__name__}: {error}); try again later, or "
+                    "fetch the files by other means and name their folder with --from."
+                ) from None
             if not page:
                 return
+
+    def _books(self, listing: dict[str, Any], host: str, where: str) -> Iterator[Remote]:
+        """The books on one page of the list."""
+        for item in listing.get("items", []):
+            name = item["name"]
+            # The name becomes a path below the cache, so nothing but a plain book is accepted.
+            if _BOOK.fullmatch(name) and name.startswith(f"{where}/"):
+                url = f"{host}/{self.bucket}/{urllib.parse.quote(name)}"
+                digest = f"md5:{_hexadecimal(item['md5Hash'])}"
+                yield Remote(f"{self.name}/{name}", (url,), digest, int(item["size"]))
 
 
 def _hexadecimal(base64: str) -> str:

@@ -24,6 +24,9 @@ from remanence.errors import InputError
 BLOCK = 1 << 20
 """Bytes read at once."""
 
+MOST_MEMORY = 1 << 27
+"""Bytes that a decompressor may take, whatever window a file asks for: xz -9 needs half of that."""
+
 _BROKEN = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)
 
 
@@ -167,17 +170,20 @@ class _Text:
             archive = zipfile.ZipFile(raw)
             self._open.append(archive)
             try:
+                kind = archive.getinfo(source.member).compress_type
+                if kind not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):
+                    raise zipfile.BadZipFile(f"its file {source.member} is packed in a way that is not read")
                 return archive.open(source.member)
             except KeyError:
                 raise InputError(f"The archive {source.name} holds no file {source.member}; fetch it anew.") from None
         if suffix == ".gz":
             return gzip.GzipFile(fileobj=raw)
         if suffix == ".xz":
-            return lzma.open(raw)
+            return _Frames(raw, lambda: lzma.LZMADecompressor(memlimit=MOST_MEMORY))
         if suffix == ".bz2":
             return bz2.open(raw)
         if suffix == ".zst":
-            return _open_zstandard(raw, source)
+            return _Frames(raw, _zstandard(source))
         return raw
 
     def _finish(self) -> None:
@@ -220,13 +226,14 @@ class _Hashing:
         return getattr(self._file, name)
 
 
-def _open_zstandard(raw: Any, source: Source) -> Any:
+def _zstandard(source: Source) -> Callable[[], Any]:
+    """Makes decompressors of one frame each. They refuse windows of more than 128 MiB by themselves."""
     try:
         from compression import zstd  # type: ignore[import-not-found]  # Python 3.14
     except ImportError:
         pass
     else:
-        return zstd.open(raw)
+        return lambda: zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: 27})
     try:
         import zstandard
     except ImportError:
@@ -234,20 +241,21 @@ def _open_zstandard(raw: Any, source: Source) -> Any:
             f"{source.name} is compressed with Zstandard, which this Python cannot read; "
             "install `remanence[zstd]` or decompress it first."
         ) from None
-    return _Zstandard(raw, zstandard.ZstdDecompressor)
+    return lambda: zstandard.ZstdDecompressor().decompressobj()
 
 
-class _Zstandard:
-    """Zstandard frames one after the other; unlike the library's own reader it minds a frame that is cut short."""
+class _Frames:
+    """Frames one after the other (xz streams, Zstandard); a frame that is cut short is an error."""
 
-    _FED = 1 << 12
+    _FED = 1 << 10
     """Bytes unpacked at once: few, since each may stand for very many."""
 
     def __init__(self, raw: Any, decompressor: Callable[[], Any]) -> None:
         self._raw = raw
-        self._new = lambda: decompressor().decompressobj()
+        self._new = decompressor
         self._frame: Any = None
         self._left = b""
+        self._begun = False
 
     def read(self, size: int) -> bytes:
         pieces, have = [], 0
@@ -258,7 +266,11 @@ class _Zstandard:
                 if self._frame is not None:
                     raise EOFError("it ended before the end of its last frame")
                 break
-            self._frame = self._frame or self._new()
+            if self._frame is None:
+                # Streams of xz may be followed by zeros, in fours.
+                if self._begun and not (packed := packed.lstrip(b"\0")):
+                    continue
+                self._frame, self._begun = self._new(), True
             pieces.append(self._frame.decompress(packed))
             have += len(pieces[-1])
             if self._frame.eof:

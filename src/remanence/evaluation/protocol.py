@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 
+from remanence.config.tables import read_table
 from remanence.errors import InputError, SettingWarning
 from remanence.evaluation.holding import distances_to_hold, exceeds
 from remanence.memory import Distances
@@ -168,11 +169,8 @@ class Protocol:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Protocol:
-        """What `to_json` gave, after JSON made lists of the distances."""
-        entries = dict(value)
-        for name in ("reached", "trained", "held"):
-            entries[name] = None if entries[name] is None else tuple(entries[name])
-        return cls(**entries)
+        """What `to_json` gave, after JSON made lists of the distances. Raises InputError for anything else."""
+        return read_table(cls, value, "protocol")
 
     def _scored_in_words(self) -> str:
         text = f"Split {self.split} of {self.corpus}" if self.corpus else f"Split {self.split}"

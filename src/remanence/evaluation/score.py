@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from remanence.errors import InputError
 from remanence.evaluation.protocol import Protocol
 from remanence.files import write_json
 
@@ -133,12 +134,22 @@ class Score:
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Score:
-        """What `to_json` gave, as a score again."""
+    def from_json(cls, value: Any) -> Score:
+        """What `to_json` gave, as a score again. Raises InputError for anything else."""
         # What was not counted when a score was written is absent from it.
-        entries = {entry.name: value[entry.name] for entry in dataclasses.fields(cls) if entry.name in value}
-        entries["protocol"] = Protocol.from_json(value["protocol"])
-        return cls(**entries)
+        names = [entry.name for entry in dataclasses.fields(cls)]
+        entries = {name: value[name] for name in names if name in value} if isinstance(value, dict) else {}
+        counts = entries.get("counts")
+        sound = (
+            all(type(entries.get(name)) in (int, float) for name in ("nats", "seconds"))
+            and (type(entries.get("tokens")) is int and entries["tokens"] >= 1)
+            and (isinstance(counts, dict) and all(type(count) is int and count >= 0 for count in counts.values()))
+            and isinstance(entries.get("measurements", {}), dict)
+            and type(entries.get("correct")) in (int, type(None))
+        )
+        if not sound or "protocol" not in entries:
+            raise InputError("What was stored is no whole score; evaluate again.")
+        return cls(**{**entries, "protocol": Protocol.from_json(entries["protocol"])})
 
     def save(self, folder: str | Path, **facts: Any) -> Path:
         """Write `evaluation-<split>-memory<M>-<8 hexadecimals>.json` into a run's folder; `facts` are stored beside

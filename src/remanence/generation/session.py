@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from remanence.data.tokenizers import check_ids
 from remanence.errors import InputError, SettingWarning
 from remanence.evaluation.holding import distances_to_hold
 from remanence.generation import storage
@@ -39,6 +40,7 @@ from remanence.generation.sampling import Sampling, draw
 from remanence.generation.stopping import StopFilter
 from remanence.memory import Distances, Memory
 from remanence.nn.packed import fixed
+from remanence.rows import rehearsing
 from remanence.training.precision import autocast, choose
 
 BLOCK = 1 << 16
@@ -326,10 +328,10 @@ class Session:
             session = cls(
                 model,
                 tokenizer,
-                samples=state["samples"] if samples is None else samples,
-                sampling=Sampling(**state["sampling"]) if sampling is None else sampling,
-                stops=state["stops"] if stops is None else stops,
-                seed=state["seed"] if seed is None else seed,
+                samples=storage.number(state["samples"], 1, storage.MOST_SAMPLES) if samples is None else samples,
+                sampling=storage.sampling(state["sampling"]) if sampling is None else sampling,
+                stops=storage.texts(state["stops"]) if stops is None else stops,
+                seed=storage.number(state["seed"]) if seed is None else seed,
                 precision=state.get("precision", "float32") if precision is None else precision,
                 graphs=graphs,
             )
@@ -365,17 +367,35 @@ class Session:
                 f"{path} holds {state['samples']} samples that have begun to draw, and {self.samples} were asked for; "
                 "leave the number out, or save right after the prompt to draw any number from it."
             )
-        self.memory = memory.to(device=self._device)
-        self.segment_length = int(state["segment_length"])
-        self.tokens_read = int(state["tokens_read"])
+        self.segment_length = storage.number(state["segment_length"], 1)
+        self.tokens_read = storage.number(state["tokens_read"])
         self._forked = bool(state["forked"])
         self._pending = torch.tensor(state["pending"], dtype=torch.int64).reshape(len(state["pending"]), -1)
         self._text = str(state["text"])
-        self._heard = [int(token) for token in state["heard"]]
-        self._running = [int(sample) for sample in state["running"]]
+        self._heard = check_ids(state["heard"], self.model.config.vocab_size).tolist()
+        self._running = [storage.number(sample) for sample in state["running"]]
         self._decoders = [self._decoder(saved) for saved in state["decoders"]]
         self._filters = [StopFilter(self.stops, str(text["held"]), bool(text["stopped"])) for text in state["texts"]]
         self._generators = [storage.generator_from_text(text) for text in state["generators"]]
+        check_ids(self._pending.flatten().numpy(), self.model.config.vocab_size)
+        texts = self.samples if self._forked else 1
+        storage.check_counts(
+            {
+                "decoders": (len(self._decoders), texts),
+                "held texts": (len(self._filters), texts),
+                "generators": (len(self._generators), self.samples if self._forked else 0),
+                "rows of tokens": (len(self._pending), len(self._running) or memory.lanes),
+                "lanes of memory": (memory.lanes, len(self._pending)),
+                "running samples": (len({each for each in self._running if each < texts}), len(self._running)),
+            }
+        )
+        self.memory = memory.to(device=self._device)
+        if memory.opened >= self.segment_length:
+            raise ValueError(f"{memory.opened} tokens in an open segment of {self.segment_length}")
+        # That its tensors fit the model shows where one token is read, of which no trace is left.
+        with self._reading(), rehearsing():
+            token = torch.zeros(memory.lanes, 1, dtype=torch.int64, device=self._device)
+            self.model(token, self.memory, None, close=False)
         if reseed and self._forked:
             self._generators = _seeded(self.seed, self.samples)
 

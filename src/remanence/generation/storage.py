@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from remanence.config.tables import read_table
 from remanence.errors import InputError
+from remanence.generation.sampling import Sampling
 from remanence.memory import Memory, load_memory
 
 FORMAT = "remanence-session-1"
+MOST_SAMPLES = 1 << 14
+"""Texts drawn side by side, in a file; each will have a lane of memory."""
 
 
 def save(path: str | Path, memory: Memory, state: dict[str, Any]) -> None:
@@ -40,7 +43,9 @@ def refusing(path: str | Path) -> Iterator[None]:
     """Turn what goes wrong with values that are missing or of another type into an error about the file."""
     try:
         yield
-    except (KeyError, TypeError, IndexError, binascii.Error, RuntimeError) as error:
+    except InputError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, AssertionError) as error:
         raise InputError(
             f"{path} is not a session this version can read ({type(error).__name__}: {error}); "
             "generate the memory again."
@@ -64,6 +69,33 @@ def check_model(path: str | Path, saved: dict[str, Any], present: dict[str, Any]
             f"{path} was made with weights in {saved['weights'].removeprefix('torch.')}, and these are in "
             f"{present['weights'].removeprefix('torch.')}; load the model in the same precision."
         )
+
+
+def number(value: Any, least: int = 0, most: int = 1 << 62) -> int:
+    """A whole number that a session says. Raises TypeError or ValueError for anything else."""
+    if type(value) is not int:
+        raise TypeError(f"a {type(value).__name__} where a whole number belongs")
+    if not least <= value <= most:
+        raise ValueError(f"{value} where {least} to {most} belong")
+    return value
+
+
+def sampling(value: Any) -> Sampling:
+    """How a session chose tokens."""
+    return read_table(Sampling, value, "sampling")
+
+
+def texts(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise TypeError("something else where a list of texts belongs")
+    return value
+
+
+def check_counts(found: dict[str, tuple[int, int]]) -> None:
+    """Raise ValueError where a session holds (given, wanted) different numbers of something."""
+    for what, (given, wanted) in found.items():
+        if given != wanted:
+            raise ValueError(f"{given} {what} where {wanted} belong")
 
 
 def fingerprint_of(model: nn.Module) -> str:

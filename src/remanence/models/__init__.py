@@ -106,6 +106,26 @@ def _model_class(architecture: str) -> type[LanguageModel]:
     return model
 
 
+def outline(config: ModelConfig, tensors: int) -> LanguageModel:
+    """A model of shapes alone, which takes no memory for its weights: what a file must hold to be of this model.
+
+    `tensors` is how many the file has. Raises InputError, before anything is made, where the configuration needs more.
+    """
+    # Every layer and every bin of the vocabulary has a tensor of its own, in all architectures.
+    parts = max(config.num_layers, len(config.cutoffs) + 1)
+    if parts > tensors:
+        raise InputError(
+            f"The configuration has {parts:,} layers or parts of the vocabulary, and the file of its weights holds "
+            f"{tensors:,} tensors; use the two that belong together."
+        )
+    try:
+        with torch.device("meta"):
+            return _model_class(config.architecture)(config)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"No model has the sizes of the configuration ({reason}); correct them.") from None
+
+
 def build(config: ModelConfig, seed: int | None = None) -> LanguageModel:
     """An initialised model in training mode, in float32.
 

@@ -28,6 +28,9 @@ from remanence.nn.initialization import initialize
 from remanence.ops.dropout import dropout
 from remanence.recording import inferring
 
+MOST_CUTOFFS = 64
+"""More bins than any vocabulary needs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -79,6 +82,7 @@ class ModelConfig:
             self._require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
         self._require(self.embedding_width is None or self.embedding_width >= 1, "embedding_width", "1 or more")
         self._require(self.layer_norm_epsilon > 0, "layer_norm_epsilon", "positive")
+        self._require(len(self.cutoffs) <= MOST_CUTOFFS, "cutoffs", f"at most {MOST_CUTOFFS} edges")
         edges = (0, *self.cutoffs, self.vocab_size)
         rising = all(low < high for low, high in pairwise(edges))
         self._require(rising, "cutoffs", f"rising, above 0 and below the vocabulary size {self.vocab_size}")

@@ -17,6 +17,7 @@ published code. Shapes: B lanes, T tokens, M slots, C tokens of a block, N basis
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +47,11 @@ from remanence.ops.continuous import (
     uniforms,
 )
 from remanence.rows import append
+
+LARGEST_OPERATOR = 1 << 28
+"""Entries of the operator that turns a block into coefficients: 2 GiB in float64."""
+LARGEST_CHECKED = 1 << 20
+"""Entries up to which the spectral radius is computed where nothing else tells that a memory is stable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +116,8 @@ class InfiniteFormerConfig(TransformerXLConfig):
         for name in ("num_resamples", "reset_after_tokens"):
             self._require(getattr(self, name) is None or getattr(self, name) >= 1, name, "1 or more, or left out")
         self._require(self.sticky_bins >= 1, "sticky_bins", "1 or more")
+        most = LARGEST_OPERATOR // ((self.num_resamples or self.num_basis) + self.segment_length)
+        self._require(self.num_basis <= most, "num_basis", f"at most {most} with segments and resamples so many")
         self._require(
             self.write_input in (None, "hidden") or (self.write_input == "normed" and self.norm == "pre"),
             "write_input",
@@ -153,11 +161,21 @@ class InfiniteFormerConfig(TransformerXLConfig):
         fit, length = self.fit, self.segment_length
         if safe(fit, length):
             return
-        growth = radius(fit, length)
+        checked = self.num_basis * (fit.samples + length) <= LARGEST_CHECKED
+        try:
+            growth = radius(fit, length) if checked else math.inf
+        except RuntimeError:
+            # Not even the operator can be made: its matrix is singular to rounding, or has entries that are no numbers.
+            growth = math.inf
         remedy = "fewer basis functions, wider basis_widths, more num_resamples or longer segments"
         widths = ", ".join(f"{width:.3g}" for width in fit.basis.widths)
         given = f"model.num_basis is {self.num_basis} and model.basis_widths {widths}"
         sampled = f"for segments of {length} tokens and {fit.samples} resamples"
+        if not checked:
+            raise InputError(
+                f"{given}, which {sampled} is outside the region in which memory is known to be stable, and too large "
+                f"to be tried out; give {remedy}."
+            )
         if not growth <= 1:
             raise InputError(
                 f"{given}, but {sampled} the memory would grow up to {growth:.3g}-fold with every block; give {remedy}."

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from remanence.errors import InputError
-from remanence.files import read_json, sha256_file, write_json
+from remanence.files import read_header, read_json, sha256_file, write_json
 
 FORMAT = "remanence-checkpoint-1"
 ABOUT = "checkpoint.json"
@@ -36,6 +36,18 @@ class Checkpoint:
     folder: Path
     about: dict[str, Any]
     """What was given as `about` to `save_checkpoint`, and "files"."""
+
+    def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
+        """The shapes of the tensors of one part, of which nothing else is read. Raises InputError as `tensors` does."""
+        path = self.folder / f"{part}.safetensors"
+        try:
+            return read_header(path)[0]
+        except FileNotFoundError:
+            raise InputError(
+                f"The checkpoint {self.folder} is incomplete: {path.name} is missing; use another checkpoint."
+            ) from None
+        except ValueError as error:
+            raise InputError(f"{path} was cut short or altered ({error}); use another checkpoint.") from None
 
     def tensors(self, part: str) -> dict[str, Tensor]:
         """The tensors of one part. Raises InputError when its file is missing, cut short or altered."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from remanence.errors import InputError
-from remanence.files import write_text
+from remanence.files import parse_json, write_text
 
 
 class Sink(Protocol):
@@ -84,10 +84,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = parse_json(line)
+        except ValueError:
             break
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        if not isinstance(record, dict) or type(record.get("step")) is not int or record["step"] < 0:
             break
         records.append(record)
     return records

@@ -17,7 +17,7 @@ from remanence.models import LanguageModel, build
 from remanence.training.checkpoint import exists, open_checkpoint
 from remanence.training.folder import RunFolder
 from remanence.training.identity import check_same_run
-from remanence.training.weights import fingerprint, load_weights
+from remanence.training.weights import check_size, fingerprint, load_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,7 @@ def load_run(
             f"{run.tokenizer} is not the tokenizer that the run was trained with; put the one of its corpus there."
         )
     config = recipe_from_table(about["recipe"]).model
+    check_size(config, checkpoint.shapes("model"), str(checkpoint.folder))
     model = build(config, seed=0)
     load_weights(model, checkpoint.tensors("model"), str(checkpoint.folder))
     return Run(

@@ -80,17 +80,27 @@ _HOMES = {
 }
 
 
+LARGEST_VOCABULARY = 1 << 24
+"""Ids of a vocabulary. Models have a row for each, and none in use has a tenth of these."""
+
+
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer kept in a folder by `save`. Raises InputError when it is missing or damaged."""
     folder = Path(folder)
     settings = read_json(folder / "settings.json", "The settings file of the tokenizer")
     kind = settings.get("kind") if isinstance(settings, dict) else None
-    if kind not in _HOMES:
+    if not isinstance(kind, str) or kind not in _HOMES:
         raise InputError(
             f"{folder / 'settings.json'} names the tokenizer kind {kind!r}; known are {', '.join(_HOMES)}."
         )
     module, name = _HOMES[kind]
-    return getattr(importlib.import_module(f"{__name__}.{module}"), name).load(folder, settings)
+    tokenizer: Tokenizer = getattr(importlib.import_module(f"{__name__}.{module}"), name).load(folder, settings)
+    if tokenizer.vocab_size > LARGEST_VOCABULARY:
+        raise InputError(
+            f"The tokenizer in {folder} has {tokenizer.vocab_size:,} ids, and at most {LARGEST_VOCABULARY:,} can be "
+            "used; give another one."
+        )
+    return tokenizer
 
 
 def check_ids(ids: Iterable[int], vocab_size: int) -> np.ndarray:

@@ -76,9 +76,11 @@ class ByteTokenizer:
     def load(cls, folder: Path, settings: dict[str, Any]) -> ByteTokenizer:
         symbols = settings.get("symbols")
         try:
-            return cls(None if symbols is None else bytes(symbols))
+            return cls(None if symbols is None else _bytes(symbols))
         except (TypeError, ValueError):
-            raise InputError(f"{folder / 'settings.json'} holds symbols that are not distinct bytes.") from None
+            raise InputError(
+                f"{folder / 'settings.json'} holds symbols that are not distinct bytes; prepare the corpus again."
+            ) from None
 
     def _settings(self) -> dict[str, Any]:
         return {"kind": "byte", "symbols": None if self.symbols is None else list(self.symbols)}
@@ -103,4 +105,14 @@ class ByteStreamDecoder:
         return {"held": list(self._utf8.getstate()[0])}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._utf8.setstate((bytes(state["held"]), 0))
+        held = _bytes(state["held"])
+        if len(held) > 3:
+            raise ValueError(f"{len(held)} bytes are held back, and a character has at most 4")
+        self._utf8.setstate((held, 0))
+
+
+def _bytes(values: Any) -> bytes:
+    # What is made of a number is so many zeros.
+    if not isinstance(values, list):
+        raise TypeError("a list of bytes is wanted")
+    return bytes(values)

@@ -15,7 +15,7 @@ import numpy as np
 
 from remanence.data.tokenizers import check_ids
 from remanence.errors import InputError
-from remanence.files import write_json, write_text
+from remanence.files import LARGEST_JSON, read_text, write_json, write_text
 
 FILE = "tokenizer.json"
 _LONGEST_CHARACTER = 16
@@ -37,7 +37,9 @@ class SubwordTokenizer:
         self.name = name
         try:
             self._tokenizer = library.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises plain Exception
+        except BaseException as error:  # the library raises plain Exception, and lets its panics through as more
+            if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+                raise
             raise InputError(
                 f"{source} is not a tokenizer.json that the tokenizers library reads ({error}); name one that it wrote."
             ) from None
@@ -79,7 +81,7 @@ class SubwordTokenizer:
     def from_file(cls, path: Path, name: str = "subword") -> SubwordTokenizer:
         """Read a `tokenizer.json`. Raises InputError when it is missing or not one."""
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path, LARGEST_JSON)
         except FileNotFoundError:
             raise InputError(f"There is no tokenizer file {path}; check the path.") from None
         except UnicodeDecodeError:
@@ -113,7 +115,9 @@ class SubwordStreamDecoder:
         return {"shown": list(self._shown), "held": list(self._held)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._shown, self._held = list(state["shown"]), list(state["held"])
+        self._shown, self._held = (
+            check_ids(state[name], self._tokenizer.vocab_size).tolist() for name in ("shown", "held")
+        )
 
     def _push(self, index: int) -> str:
         self._held.append(index)

@@ -1,0 +1,254 @@
+"""Files that nobody vouches for: each of these once cost memory, time or a traceback, and is one sentence now."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from remanence.config import load_recipe
+from remanence.data.mnist import Images
+from remanence.data.reading import read_all
+from remanence.data.sources import Source
+from remanence.data.tokenizers import load_tokenizer
+from remanence.data.tokenizers.byte import ByteTokenizer
+from remanence.errors import InputError
+from remanence.evaluation import Score
+from remanence.files import parse_json, read_header, read_json
+from remanence.memory import Memory, load_memory
+from remanence.models import config_class, outline
+
+MODEL = """name = "small"
+[model]
+architecture = "transformer-xl"
+segment_length = 7
+num_layers = 2
+model_width = 12
+num_heads = 3
+head_width = 4
+feed_forward_width = 20
+memory_length = 5
+"""
+
+
+def refused(attempt: Callable[[], Any]) -> str:
+    """The sentence with which something is refused."""
+    with pytest.raises(InputError) as error:
+        attempt()
+    assert str(error.value).isprintable()
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        # The parser would keep every beginning of the key: 32 MB for 8 kB, 4 GB for 64 kB.
+        (".".join(["a"] * 4000) + " = 1", "parts"),
+        ('[ "a".' + ".".join(["b"] * 40) + "]\n" + "c.d = 1\n" * 10, "parts"),
+        ("x = " + "[" * 5000 + "]" * 5000, "deep"),
+        ("x = " + "[" * 70 + "]" * 70, "deep"),
+        ("x = " + "9" * 5000, "digits"),
+        ("x = 0x" + "f" * 5000, "64 bits"),
+        ("#" * ((1 << 20) + 1), "bytes"),
+    ],
+    ids=["dotted-key", "dotted-table", "nested", "nested-less", "digits", "hexadecimal", "long"],
+)
+def test_a_recipe_that_explodes_is_refused(tmp_path: Path, text: str, word: str) -> None:
+    (tmp_path / "recipe.toml").write_text(text)
+    assert word in refused(lambda: load_recipe(tmp_path / "recipe.toml"))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "num_basis = 1000000\nbasis_widths = [1e-9]",
+        "num_basis = 1000000",
+        "num_basis = 12\nbasis_widths = [1e-300]",
+        f"num_basis = 12\nnum_resamples = {1 << 62}",
+        f"num_basis = 12\ndiv_value = {1 << 62}\ncutoffs = {list(range(1, 2000))}",
+    ],
+)
+def test_a_recipe_does_not_compute_what_it_only_names(tmp_path: Path, lines: str) -> None:
+    text = MODEL.replace("transformer-xl", "infinite-former").replace("segment_length = 7", "segment_length = 1000000")
+    (tmp_path / "recipe.toml").write_text(text + lines)
+    refused(lambda: load_recipe(tmp_path / "recipe.toml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [("[" * 5000, "deep"), ("[" * 70 + "]" * 70, "deep"), ("1" * 30, "64 bits"), ("1" * 5000, "64")]
+)
+def test_json_that_explodes_is_refused(tmp_path: Path, text: str, word: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    assert word in refused(lambda: read_json(tmp_path / "a.json", "The manifest"))
+
+
+def test_json_that_is_too_large_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[]" + " " * 100)
+    assert "more than the 50 bytes" in refused(lambda: read_json(tmp_path / "a.json", "The manifest", most=50))
+
+
+def test_whole_numbers_of_64_bits_are_read() -> None:
+    assert parse_json(f"[{2**64 - 1}, {-(2**63)}]") == [2**64 - 1, -(2**63)]
+
+
+def test_a_message_obeys_no_file(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps({"kind": "\x1b[2J\n" + "x" * 9000}))
+    told = refused(lambda: load_tokenizer(tmp_path))
+    assert len(told) < 2100 and "\x1b" not in told
+    assert str(InputError("a\x1b[2Jb\nc\ud800")) == "a\\x1b[2Jb\\nc\\ud800"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "byte", "symbols": 10**15},
+        {"kind": "byte", "symbols": {"1": 2}},
+        {"kind": "symbol", "size": 10**12},
+        {"kind": "pixel", "levels": 10**12, "rows": 3, "columns": 3},
+        {"kind": ["byte"]},
+        {"kind": {}},
+    ],
+)
+def test_a_tokenizer_allocates_nothing_by_a_number_alone(tmp_path: Path, settings: Any) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    refused(lambda: load_tokenizer(tmp_path))
+
+
+@pytest.mark.parametrize("held", [10**15, [1] * 100, "abc"])
+def test_a_decoder_takes_back_only_what_it_held(held: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        ByteTokenizer().stream_decoder().restore({"held": held})
+
+
+def header(entries: dict[str, Any], body: bytes = b"") -> bytes:
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        (10**18).to_bytes(8, "little") + b"{}",
+        header({"a": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}}),
+        header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"1234"),
+        header({"a": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}}, b"1234"),
+        header({"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}, b"1234"),
+        header({"a": ["F32", [1], [0, 4]]}, b"1234"),
+        header({"__metadata__": {"a": 1}}),
+        b"\x02" + bytes(7) + b"[]",
+    ],
+)
+def test_a_header_that_promises_more_than_the_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"."):
+        read_header(tmp_path / "a.safetensors")
+    refused(lambda: load_memory(tmp_path / "a.safetensors"))
+
+
+def small(architecture: str = "transformer-xl", **more: Any) -> Any:
+    settings = {
+        "vocab_size": 11,
+        "segment_length": 7,
+        "num_layers": 2,
+        "model_width": 12,
+        "num_heads": 3,
+        "head_width": 4,
+        "feed_forward_width": 20,
+        "memory_length": 5,
+    }
+    return config_class(architecture)(**{**settings, **more})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_layers": 10**9},
+        {"vocab_size": 10**9, "cutoffs": tuple(range(1, 60))},
+        {"model_width": 1 << 62},
+        {"num_heads": 1 << 40, "head_width": 1 << 40},
+    ],
+)
+def test_a_model_is_outlined_only_where_a_file_could_hold_it(change: dict[str, Any]) -> None:
+    refused(lambda: outline(small(**change), tensors=40))
+
+
+def test_an_outline_takes_no_memory() -> None:
+    model = outline(small(model_width=1 << 20, feed_forward_width=1 << 20), tensors=40)
+    assert all(weight.is_meta for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kind", ["transformer-xl"]),
+        ("hidden", 10**9),
+        ("hidden", -1),
+        ("hidden", "2"),
+        ("hold", {"back": -5, "ahead": None}),
+        ("hold", {"back": 10, "sideways": 1}),
+        ("zeros", 7),
+        ("segment", {"kind": "transformer-xl"}),
+        ("valid", {"kind": "transformer-xl"}),
+    ],
+)
+def test_a_memory_is_what_its_fields_say(name: str, value: Any) -> None:
+    model = outline(small(), tensors=40)
+    with torch.device("meta"):
+        tensors, description = model.init_memory(lanes=2).state()
+    refused(lambda: Memory.from_state(tensors, {**description, name: value}))
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(2, 5), torch.zeros(2, 5, 13), torch.zeros(2, 4, 12), torch.zeros(2, 5, 12).long()]
+)
+def test_the_tensors_of_a_memory_have_the_shapes_and_types_of_their_fields(tensor: torch.Tensor) -> None:
+    with torch.device("meta"):
+        tensors, description = outline(small(), tensors=40).init_memory(lanes=2).state()
+    refused(lambda: Memory.from_state({**tensors, "hidden.1": tensor.to("meta")}, description))
+
+
+@pytest.mark.parametrize("value", [[], None, {}, {"protocol": {}}, {"nats": "1"}, {"nats": 1.0, "tokens": 0}])
+def test_what_is_no_score_is_refused(value: Any) -> None:
+    refused(lambda: Score.from_json(value))
+
+
+def text_of(path: Path, member: str | None = None) -> bytes:
+    return b"".join(block for _, blocks in read_all([Source(path.name, path, member)], 1) for block in blocks)
+
+
+def test_a_window_that_is_not_affordable_is_refused(tmp_path: Path) -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}]
+    content = bytearray(lzma.compress(b"text", format=lzma.FORMAT_XZ, check=lzma.CHECK_NONE, filters=filters))
+    # The size of the window is one byte of the header of the block, followed by a checksum of the header.
+    place = content.index(bytes([0x21, 0x01])) + 2
+    content[place] = 39
+    length = (content[12] + 1) * 4
+    content[12 + length - 4 : 12 + length] = struct.pack("<I", zlib.crc32(bytes(content[12 : 12 + length - 4])))
+    (tmp_path / "a.xz").write_bytes(content)
+    assert "emory" in refused(lambda: text_of(tmp_path / "a.xz"))
+
+
+def test_an_archive_packed_with_lzma_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("text", "text")
+    assert "not read" in refused(lambda: text_of(tmp_path / "a.zip", "text"))
+
+
+def test_several_streams_of_xz_are_one_text(tmp_path: Path) -> None:
+    (tmp_path / "a.xz").write_bytes(lzma.compress(b"one ") + bytes(8) + lzma.compress(b"two"))
+    assert text_of(tmp_path / "a.xz") == b"one two"
+
+
+def test_images_are_read_a_few_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "images").write_bytes(struct.pack(">4I", 0x0803, 10_000_000, 1024, 1024))
+    images = Images.open(tmp_path / "images")
+    assert "ends before" in refused(images.digest)
