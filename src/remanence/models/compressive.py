@@ -30,7 +30,6 @@ from remanence.models.flops import Flops
 from remanence.models.relative import visible_keys
 from remanence.models.transformer_xl import PROJECTIONS, QueueMemory, TransformerXL, TransformerXLConfig
 from remanence.nn.compression import Convolution, DilatedConvolutions, TransposedConvolution
-from remanence.nn.layer import Layer
 from remanence.ops.attention import Read
 from remanence.ops.attention.relative import read
 from remanence.ops.compression import (
@@ -345,9 +344,9 @@ class CompressiveTransformer(TransformerXL):
                 losses = losses + autoencoding_loss(old, self.rebuilders[number](compressed), eviction.real)
                 continue
             with torch.no_grad():
-                (queries,) = projected(layer, memory.segment.hidden[number], 0, 1)
-                old_keys, old_values = projected(layer, old, 1, 3)
-            keys, values = projected(layer, compressed, 1, 3)
+                (queries,) = layer.project_fixed(memory.segment.hidden[number], 0, 1)
+                old_keys, old_values = layer.project_fixed(old, 1, 3)
+            keys, values = layer.project_fixed(compressed, 1, 3)
             losses = losses + attention_loss(queries, old_keys, old_values, keys, values, eviction.groups, asking)
         return losses * self.config.auxiliary_weight
 
@@ -395,17 +394,6 @@ class CompressiveTransformer(TransformerXL):
 def _laid(joint: Tensor, compressed: Tensor, eviction: Eviction) -> Tensor:
     """Rows of the next memory, from those of [memory ; segment] and the compressed ones; a row of zeros fills up."""
     return gather(torch.cat([joint, compressed, torch.zeros_like(joint[:, :1])], dim=1), eviction.rows)
-
-
-def projected(layer: Layer, stream: Tensor, begin: int, end: int) -> tuple[Tensor, ...]:
-    """What a layer's weights, stopped, make of rows: parts begin .. end of queries, keys, values, each (B, H, N, K)."""
-    heads, width = layer.heads
-    if layer.norm == "pre":
-        norm = layer.norm_attention
-        stream = F.layer_norm(stream, norm.normalized_shape, norm.weight.detach(), norm.bias.detach(), norm.eps)
-    weight = layer.queries_keys_values.weight.detach().unflatten(0, (3, -1))[begin:end].flatten(0, 1)
-    parts = F.linear(stream, weight).unflatten(-1, (end - begin, heads, width))
-    return parts.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def centre_distances(memory: CompressiveMemory, new: int, num_keys: int) -> Int[Tensor, "B T S"]:

@@ -65,6 +65,14 @@ class Layer(nn.Module):
         keys, values = self._split(projected, 2)
         return keys, values
 
+    def project_fixed(self, stream: Float[Tensor, "B N D"], begin: int, end: int) -> tuple[Tensor, ...]:
+        """What the weights, stopped, make of rows: parts begin .. end of queries, keys, values, each (B, H, N, K)."""
+        if self.norm == "pre":
+            norm = self.norm_attention
+            stream = F.layer_norm(stream, norm.normalized_shape, norm.weight.detach(), norm.bias.detach(), norm.eps)
+        weight = self.queries_keys_values.weight.detach().unflatten(0, (3, -1))[begin:end].flatten(0, 1)
+        return self._split(F.linear(stream, weight), end - begin)
+
     def project_positions(self, codes: Float[Tensor, "P D"]) -> Float[Tensor, "P H K"]:
         """W_R R_d for every row of a table of codes."""
         assert self.positions is not None
