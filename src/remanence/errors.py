@@ -20,3 +20,7 @@ class InputError(ValueError):
 
 class SettingWarning(UserWarning):
     """A setting has no effect, or not the one that its name promises, or one that is likely to be regretted."""
+
+
+class DamageWarning(UserWarning):
+    """Something that was saved is damaged, and something older is used instead."""

@@ -34,6 +34,8 @@ _BITS = {
     "F6_E3M2": 6,
 }
 """Types of numbers in a safetensors file."""
+HASHED_AT_ONCE = 2**22
+"""Bytes. In small blocks a thread would wait for the interpreter at each of them while another one is busy."""
 
 
 def make_folder(folder: Path, asked: Path, flag: str) -> None:
@@ -166,8 +168,11 @@ def _whole(digits: str) -> int:
 
 def sha256_file(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes, read in blocks."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, block = hashlib.sha256(), bytearray(HASHED_AT_ONCE)
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(memoryview(block)[:count])
+    return digest.hexdigest()
 
 
 def _umask() -> int:

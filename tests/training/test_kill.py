@@ -19,7 +19,7 @@ from remanence.files import read_json
 from remanence.training.log import read_log
 
 STEPS, KILLS = 90, 4
-TIMINGS = ("seconds", "tokens_per_second")
+TIMINGS = ("seconds", "stalled", "tokens_per_second")
 
 
 def start(recipe: Path, folder: Path) -> subprocess.Popen[str]:

@@ -17,11 +17,12 @@ from rich.console import Console
 
 from remanence.config import Recipe, load_recipe
 from remanence.data.prepare import prepare
-from remanence.errors import InputError
+from remanence.errors import DamageWarning, InputError
 from remanence.training import Trainer
 from remanence.training.checkpoint import open_checkpoint
 from remanence.training.folder import RunFolder
 from remanence.training.identity import check_same_run
+from remanence.training.log import read_log
 
 Make = Callable[..., Recipe]
 Train = Callable[..., Trainer]
@@ -75,7 +76,7 @@ def test_another_recipe_is_refused_by_the_names_of_what_differs(
 
 
 def test_what_does_not_decide_the_weights_may_change(run: Path, make_recipe: Make, train: Train) -> None:
-    recipe = make_recipe(steps=4, log_every=1, save_every=2, validate_every=3)
+    recipe = make_recipe(steps=4, log_every=1, save_every=2, validate_every=3, keep=5, save_minutes=0.5)
     recipe = dataclasses.replace(recipe, description="Now with more lines.")
     assert train(recipe, run, resume=True).run().steps == 4
     assert load_recipe(run / "recipe.toml") == recipe
@@ -104,13 +105,37 @@ def test_another_text_is_refused(run: Path, make_recipe: Make, train: Train, tmp
         train(make_recipe(steps=4), run, resume=True, corpus=prepare(tmp_path / "text.txt", tmp_path / "text")).run()
 
 
-@pytest.mark.parametrize("name", ["model", "optimizer", "state"])
-def test_a_damaged_checkpoint_is_refused_and_kept(name: str, run: Path, make_recipe: Make, train: Train) -> None:
+@pytest.mark.parametrize("name", ["model", "optimizer", "state", "lanes-0-4"])
+def test_a_damaged_checkpoint_without_another_is_refused_and_kept(
+    name: str, run: Path, make_recipe: Make, train: Train
+) -> None:
     path = run / "checkpoints" / "last" / f"{name}.safetensors"
     os.truncate(path, path.stat().st_size - 7)
-    with pytest.raises(InputError, match="was cut short or altered"):
+    log = (run / "log.jsonl").read_bytes()
+    with pytest.raises(InputError, match=r"None of the checkpoints .* is whole: .*was cut short or altered"):
         train(make_recipe(steps=4), run, resume=True).run()
-    assert path.exists()
+    assert path.exists() and (run / "log.jsonl").read_bytes() == log
+
+
+@pytest.mark.parametrize("name", ["model", "optimizer", "state", "lanes-0-4"])
+def test_a_damaged_checkpoint_is_made_good_from_the_one_before(
+    name: str, make_recipe: Make, train: Train, tmp_path: Path
+) -> None:
+    recipe = make_recipe(steps=8, log_every=1)
+    train(recipe, tmp_path / "whole").run()
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    path = tmp_path / "cut" / "checkpoints" / "last" / f"{name}.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    trainer = train(recipe, tmp_path / "cut", resume=True)
+    with pytest.warns(DamageWarning, match=rf"{name}.safetensors was altered .*/step-4 of step 4, is used instead"):
+        trainer.run()
+    one, other = (open_checkpoint(tmp_path / each / "checkpoints" / "last") for each in ("whole", "cut"))
+    assert one.about["files"] == other.about["files"]
+    steps = [[each["step"] for each in read_log(tmp_path / which / "log.jsonl")] for which in ("whole", "cut")]
+    assert sorted(steps[1]) == sorted([*steps[0], 4])
+    assert sorted(each.name for each in (tmp_path / "cut" / "checkpoints").iterdir()) == ["last", "step-4"]
 
 
 def test_two_processes_do_not_train_one_run(run: Path, make_recipe: Make, train: Train) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ import torch
 from remanence.config import Recipe
 from remanence.data import Corpus
 from remanence.data.tokenizers.char import CharTokenizer
-from remanence.errors import InputError
+from remanence.errors import DamageWarning, InputError
 from remanence.memory import Distances
 from remanence.training import Trainer, load_run
 from remanence.training.weights import weights
@@ -72,14 +71,26 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         load_run(tmp_path)
 
 
-@pytest.mark.parametrize("which", ["best", "last"])
-def test_damaged_weights_are_refused(which: Any, trained: Trainer) -> None:
-    path = trained.folder.path / "checkpoints" / which / "model.safetensors"
+def damage(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 255
     path.write_bytes(data)
+
+
+def test_damaged_weights_are_refused(trained: Trainer) -> None:
+    damage(trained.folder.path / "checkpoints" / "best" / "model.safetensors")
     with pytest.raises(InputError, match="was altered since it was saved"):
-        load_run(trained.folder.path, which=which)
+        load_run(trained.folder.path)
+
+
+@pytest.mark.parametrize("name", ["model", "optimizer"])
+def test_instead_of_a_damaged_last_checkpoint_the_one_before_is_loaded(name: str, trained: Trainer) -> None:
+    damage(trained.folder.path / "checkpoints" / "last" / f"{name}.safetensors")
+    with pytest.warns(DamageWarning, match=rf"{name}.safetensors was altered .*/step-4 of step 4, is used instead"):
+        assert load_run(trained.folder.path, which="last").step == 4
+    damage(trained.folder.path / "checkpoints" / "step-4" / "model.safetensors")
+    with pytest.raises(InputError, match=r"None of the checkpoints in .* is whole: .*last.*step-4"):
+        load_run(trained.folder.path, which="last")
 
 
 def test_a_recipe_that_does_not_fit_the_weights_is_refused(trained: Trainer) -> None:

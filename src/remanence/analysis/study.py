@@ -43,7 +43,6 @@ from remanence.files import read_json, write_json
 from remanence.generation.pictures import leave_pictures
 from remanence.models import LanguageModel
 from remanence.training import Run, Trainer, load_run
-from remanence.training.checkpoint import exists
 from remanence.training.device import choose_device
 from remanence.training.folder import RunFolder, locked
 from remanence.training.log import read_log
@@ -405,7 +404,7 @@ class Study:
 
     def _is_trained(self, job: Job) -> bool:
         folder = RunFolder(job.folder)
-        if not (folder.holds_run and exists(folder.last) and folder.log.exists()):
+        if not (folder.holds_run and folder.shelf.newest and folder.log.exists()):
             return False
         ends = [record for record in read_log(folder.log) if record.get("kind") == "end"]
         return any(record["step"] == job.recipe.training.steps for record in ends)

@@ -74,14 +74,20 @@ class TrainingSettings:
     """Validate on so many tokens from the beginning of the validation split; 0 takes all of it."""
     save_every: int = 1000
     """Steps between two checkpoints; 0 saves only at validations and at the end."""
+    save_minutes: float = 0.0
+    """Also save when so many minutes have passed since the last checkpoint; 0 looks at no clock."""
+    keep: int = 2
+    """Checkpoints kept to resume from, the newest ones; an older one is used where a newer one is damaged."""
     tensorboard: bool = False
     """Also write the log for TensorBoard (needs the extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
         at_least(1, training__steps=self.steps, training__lanes=self.lanes, training__horizon=self.horizon)
         at_least(1, training__accumulation=self.accumulation, training__log_every=self.log_every)
+        at_least(1, training__keep=self.keep)
         at_least(0, training__warmup_steps=self.warmup_steps, training__validate_every=self.validate_every)
         at_least(0, training__save_every=self.save_every, training__validation_tokens=self.validation_tokens)
+        at_least(0, training__save_minutes=self.save_minutes)
         if self.validation_tokens == 1:
             raise InputError("training.validation_tokens is 1, but it must be 0, for all of the split, or at least 2.")
         at_least(0, training__weight_decay=self.weight_decay, training__clip_norm=self.clip_norm)

@@ -3,8 +3,8 @@
     model.safetensors, ...   one file of tensors for each part
     checkpoint.json          everything else, with the size and SHA-256 of every file and of itself
 
-A checkpoint is written beside its place, flushed to the disk, and moved there; the one before stays until then. Nothing
-that is read from one is ever executed.
+A checkpoint is written as a draft, flushed to the disk, and put in its place by one renaming (`shelf.py`). Nothing that
+is read from one is ever executed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from remanence.errors import InputError
-from remanence.files import read_header, read_json, sha256_file, write_json
+from remanence.files import flush_folder, read_header, read_json, sha256_file, write_json
 
 FORMAT = "remanence-checkpoint-1"
 ABOUT = "checkpoint.json"
+
+
+class Damaged(InputError):
+    """A checkpoint is not as it was saved; `reason` says what is wrong, without a full stop."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; use another checkpoint.")
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -35,106 +42,102 @@ class Checkpoint:
 
     folder: Path
     about: dict[str, Any]
-    """What was given as `about` to `save_checkpoint`, and "files"."""
+    """What was given as `about` when it was written, and "files"."""
+
+    @property
+    def step(self) -> int:
+        return self.about["step"]
+
+    def check(self) -> None:
+        """Raise Damaged unless every file is there and has the size and the SHA-256 that were saved with it."""
+        for name, told in self.about["files"].items():
+            self._find(name)
+            path = self.folder / name
+            try:
+                found = sha256_file(path)
+            except OSError as error:
+                raise Damaged(f"{path} cannot be read ({error.strerror or error})") from None
+            if found != told["sha256"]:
+                raise Damaged(f"{path} was altered since it was saved: its SHA-256 differs")
 
     def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
         """The shapes of the tensors of one part, of which nothing else is read. Raises InputError as `tensors` does."""
-        path = self.folder / f"{part}.safetensors"
+        path = self._find(f"{part}.safetensors")
         try:
             return read_header(path)[0]
-        except FileNotFoundError:
-            raise InputError(
-                f"The checkpoint {self.folder} is incomplete: {path.name} is missing; use another checkpoint."
-            ) from None
         except ValueError as error:
-            raise InputError(f"{path} was cut short or altered ({error}); use another checkpoint.") from None
+            raise Damaged(f"{path} was cut short or altered ({error})") from None
 
     def tensors(self, part: str) -> dict[str, Tensor]:
-        """The tensors of one part. Raises InputError when its file is missing, cut short or altered."""
-        name = f"{part}.safetensors"
+        """The tensors of one part, whose hash `check` has compared. Raises InputError when it has no such part."""
+        path = self._find(f"{part}.safetensors")
+        try:
+            return load_file(path)
+        except safetensors.SafetensorError as error:
+            raise Damaged(f"{path} is not a safetensors file ({error})") from None
+
+    def parts(self, prefix: str) -> list[str]:
+        """The names of the parts that begin with `prefix`."""
+        names = (name.removesuffix(".safetensors") for name in self.about["files"])
+        return sorted(name for name in names if name.startswith(prefix))
+
+    def _find(self, name: str) -> Path:
+        """The path of a file of the expected size."""
         path, told = self.folder / name, self.about["files"].get(name)
         if told is None:
             raise InputError(f"The checkpoint {self.folder} has no {name}; resume from `last`, which has every part.")
         if not path.is_file():
-            raise InputError(f"The checkpoint {self.folder} is incomplete: {name} is missing; use another checkpoint.")
+            raise Damaged(f"The checkpoint {self.folder} is incomplete: {name} is missing")
         if (size := path.stat().st_size) != told["bytes"]:
-            raise InputError(
-                f"{path} has {size} bytes instead of {told['bytes']}: it was cut short or altered; use another "
-                "checkpoint."
-            )
-        if sha256_file(path) != told["sha256"]:
-            raise InputError(f"{path} was altered since it was saved: its SHA-256 differs; use another checkpoint.")
-        try:
-            return load_file(path)
-        except safetensors.SafetensorError as error:
-            raise InputError(f"{path} is not a safetensors file ({error}); use another checkpoint.") from None
+            raise Damaged(f"{path} has {size} bytes instead of {told['bytes']}: it was cut short or altered")
+        return path
 
 
-def save_checkpoint(place: Path, parts: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> Checkpoint:
-    """Write a checkpoint folder at `place`, replacing the one that is there only once the new one is whole.
+def write_parts(draft: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Any]]:
+    """Write one file of tensors for each part into the folder `draft`, flushed; gives "bytes" and "sha256" by name.
 
-    Raises OSError (a full disk, a missing permission), in a sentence; the checkpoint before is then untouched.
+    The tensors lie on the CPU, each whole in its own storage. Raises OSError and safetensors.SafetensorError.
     """
-    draft = place.with_name(f".{place.name}.part")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        draft.mkdir(parents=True)
-        files = {f"{part}.safetensors": _save(draft / f"{part}.safetensors", each) for part, each in parts.items()}
-        description = {"format": FORMAT, **about, "files": files}
-        write_json(draft / ABOUT, {**description, "checksum": _checksum(description)})
-        _flush(draft)
-        _replace(place, draft)
-    except (OSError, safetensors.SafetensorError) as error:
-        kept = "the one before is kept" if exists(place) else "there is none before"
-        raise OSError(
-            f"The checkpoint {place} could not be saved ({error}), and {kept}; make room and go on with --resume."
-        ) from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return Checkpoint(place, description)
+    draft.mkdir(parents=True, exist_ok=True)
+    files: dict[str, dict[str, Any]] = {}
+    for part, tensors in parts.items():
+        path = draft / f"{part}.safetensors"
+        save_file(dict(tensors), path)
+        # The library makes files private; ours follow the user's umask, as the folder does.
+        path.chmod(draft.stat().st_mode & 0o666)
+        _flush(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    return files
 
 
-def open_checkpoint(place: Path) -> Checkpoint:
-    """Read the description of a checkpoint. Raises InputError when there is none, or it was cut short or altered."""
-    folder = place
-    if not place.exists() and _previous(place).exists():
-        # The process was killed in the instant between moving the old one away and the new one in.
-        folder = _previous(place)
+def write_description(draft: Path, about: Mapping[str, Any], files: Mapping[str, dict[str, Any]]) -> None:
+    """Write the description that makes the folder `draft` a checkpoint of these files."""
+    description = {"format": FORMAT, **about, "files": dict(sorted(files.items()))}
+    write_json(draft / ABOUT, {**description, "checksum": _checksum(description)})
+    flush_folder(draft)
+
+
+def open_checkpoint(folder: Path, check: bool = True) -> Checkpoint:
+    """Read the description of a checkpoint and, to `check`, compare the hash of every file.
+
+    Raises InputError when there is none, and Damaged when something in it was cut short or altered.
+    """
     if not folder.is_dir():
-        raise InputError(f"There is no checkpoint {place}; check the run's folder.")
-    about = read_json(folder / ABOUT, "The description of the checkpoint")
+        raise InputError(f"There is no checkpoint {folder}; check the run's folder.")
+    try:
+        about = read_json(folder / ABOUT, "The description of the checkpoint")
+    except InputError as error:
+        raise Damaged(str(error).partition(";")[0]) from None
+    except OSError as error:
+        raise Damaged(f"{folder / ABOUT} cannot be read ({error.strerror or error})") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise InputError(f"{folder / ABOUT} is not the description of a checkpoint of this library ({FORMAT}).")
+        raise Damaged(f"{folder / ABOUT} is not the description of a checkpoint of this library ({FORMAT})")
     if about.pop("checksum", None) != _checksum(about):
-        raise InputError(f"{folder / ABOUT} was altered since it was saved; use another checkpoint.")
-    return Checkpoint(folder, about)
-
-
-def exists(place: Path) -> bool:
-    """Whether there is a checkpoint to open."""
-    return place.is_dir() or _previous(place).is_dir()
-
-
-def _save(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    # The library makes files private; ours follow the user's umask, as the folder does.
-    path.chmod(path.parent.stat().st_mode & 0o666)
-    _flush(path)
-    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def _replace(place: Path, draft: Path) -> None:
-    """Move `draft` to `place`. A folder cannot take the place of a full one in one step, so the old one steps aside."""
-    if place.exists():
-        shutil.rmtree(_previous(place), ignore_errors=True)
-        os.rename(place, _previous(place))
-    os.rename(draft, place)
-    _flush(place.parent)
-    shutil.rmtree(_previous(place), ignore_errors=True)
-
-
-def _previous(place: Path) -> Path:
-    return place.with_name(f".{place.name}.previous")
+        raise Damaged(f"{folder / ABOUT} was altered since it was saved")
+    checkpoint = Checkpoint(folder, about)
+    if check:
+        checkpoint.check()
+    return checkpoint
 
 
 def _checksum(description: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ recipe.toml      the resolved recipe
 tokenizer/       the tokenizer of the corpus, so that the run can be used without it
 log.jsonl        see log.py
 profile/         recorded steps, where any were asked for
-checkpoints/     `last`, to resume from, and `best`, the weights with the best validation
+checkpoints/     `last`, to resume from, older ones, and `best`, the weights with the best validation (shelf.py)
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 from remanence.config import Recipe, dump_recipe, load_recipe
 from remanence.errors import InputError
 from remanence.files import make_folder, write_text
+from remanence.training.shelf import Shelf
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,9 @@ class RunFolder:
         return self.path / "diverged.json"
 
     @property
-    def last(self) -> Path:
-        return self.path / "checkpoints" / "last"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "checkpoints" / "best"
+    def shelf(self) -> Shelf:
+        """Its checkpoints."""
+        return Shelf(self.path / "checkpoints")
 
     @property
     def holds_run(self) -> bool:

@@ -17,6 +17,8 @@ MAY_CHANGE = (
     "training.compile",
     "training.log_every",
     "training.save_every",
+    "training.save_minutes",
+    "training.keep",
     "training.validate_every",
     "training.validation_tokens",
     "training.tensorboard",

@@ -19,6 +19,7 @@ from remanence.errors import InputError
 from remanence.files import write_json
 from remanence.training.folder import RunFolder
 from remanence.training.horizon import Horizon
+from remanence.training.keeper import Keeper
 from remanence.training.log import JsonLines, Sink, TensorBoard
 from remanence.training.progress import Display, duration
 from remanence.training.state import State
@@ -39,11 +40,15 @@ class Journal:
     """Writes the log of a run and shows it; used as a context."""
 
     def __init__(
-        self, folder: RunFolder, settings: TrainingSettings, state: State, unit: Unit, console: Console
+        self,
+        folder: RunFolder,
+        settings: TrainingSettings,
+        state: State,
+        unit: Unit,
+        console: Console,
+        keeper: Keeper,
     ) -> None:
-        self.folder, self.settings, self.state, self.unit = folder, settings, state, unit
-        self.saved_at = state.progress.step
-        """The step of the last checkpoint."""
+        self.folder, self.settings, self.state, self.unit, self.keeper = folder, settings, state, unit, keeper
         self._lines = JsonLines(folder.log, state.progress.step, state.progress.validated_at)
         self._sinks: list[Sink] = [self._lines]
         if settings.tensorboard:
@@ -86,10 +91,15 @@ class Journal:
         """Training is done, or the signal of that number stopped it; everything has been saved."""
         progress, path = self.state.progress, self.folder.path
         if number is None:
-            self.write("end", seconds=round(progress.seconds, 3), tokens=progress.tokens)
-            self.say(f"{progress.step:,} steps in {duration(progress.seconds)}; the run is in {path}")
+            told = {"seconds": round(progress.seconds, 3), "stalled": round(progress.stalled, 3)}
+            self.write("end", **told, tokens=progress.tokens)
+            share = progress.stalled / max(progress.seconds + progress.stalled, 1e-9)
+            self.say(
+                f"{progress.step:,} steps in {duration(progress.seconds)}, and {progress.stalled:.1f} s ({share:.1%}) "
+                f"held by saving; the run is in {path}"
+            )
         else:
-            self.write("stop", signal=signal.Signals(number).name)
+            self.write("stop", signal=signal.Signals(number).name, stalled=round(progress.stalled, 3))
             self.say(
                 f"Stopped at step {progress.step:,} of {self.settings.steps:,} and saved; go on with: "
                 f"remanence train {path} --resume"
@@ -152,6 +162,16 @@ class Journal:
             self._display.doing("training")
             self._mark = time.perf_counter()
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Training waits for saving; how long is added up."""
+        with self.aside("saving"):
+            began = time.perf_counter()
+            try:
+                yield
+            finally:
+                self.state.progress.stalled += time.perf_counter() - began
+
     def check_weights(self) -> None:
         """Raise Diverged when a weight is not finite: such a one must not replace a good checkpoint."""
         for name, tensor in weights(self.state.model).items():
@@ -180,7 +200,8 @@ class Journal:
             },
         )
         self.write("diverged", what=what, at=last["step"])
-        kept = f"the checkpoint of step {self.saved_at:,} is kept" if self.saved_at else "no checkpoint was due before"
+        saved = self.keeper.written_at
+        kept = f"the checkpoint of step {saved:,} is kept" if saved else "no checkpoint was due before"
         return Diverged(
             f"{what} at step {last['step']:,}, with the learning rate {last['learning_rate']:g}; {kept}, and "
             f"{self.folder.diverged} tells what led to it: lower training.learning_rate, raise training.warmup_steps "
@@ -203,6 +224,7 @@ class Journal:
             epoch=self.state.lanes.epoch,
             tokens_per_second=round(speed, 1),
             seconds=round(progress.seconds, 3),
+            stalled=round(progress.stalled, 3),
         )
         progress.losses.append((progress.step, loss))
         progress.loss_sum, progress.loss_steps = 0.0, 0

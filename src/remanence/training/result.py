@@ -15,6 +15,8 @@ class Result:
     """Updates made, those before a resumption included."""
     seconds: float
     """Spent on training steps, without validation and saving."""
+    stalled: float
+    """Seconds that saving held training, on top of these."""
     losses: list[tuple[int, float]]
     """(step, mean training loss in nats per token since the entry before)."""
     best: dict[str, Any] | None

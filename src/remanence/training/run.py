@@ -14,7 +14,6 @@ from remanence.data import Tokenizer, load_tokenizer
 from remanence.errors import InputError
 from remanence.memory import Distances
 from remanence.models import LanguageModel, build
-from remanence.training.checkpoint import exists, open_checkpoint
 from remanence.training.folder import RunFolder
 from remanence.training.identity import check_same_run
 from remanence.training.weights import check_size, fingerprint, load_weights
@@ -56,13 +55,14 @@ def load_run(
     """Load the model of a run, with all that is needed to use it.
 
     `which` is the checkpoint with the best validation, or the last one; a run that was never validated has no best, and
-    gives the last. `dtype` casts the weights. Raises InputError when the folder holds no run, the run has no checkpoint
-    yet, or the checkpoint is damaged or of another recipe or tokenizer. Nothing in the folder is executed.
+    gives the last. Where the last one is damaged, the one before it is taken, with a DamageWarning. `dtype` casts the
+    weights. Raises InputError when the folder holds no run, the run has no checkpoint yet, or there is none that is
+    whole, or it is of another recipe or tokenizer. Nothing in the folder is executed.
     """
     run = RunFolder(Path(folder))
     recipe = run.read_recipe()
-    chosen = "best" if which == "best" and exists(run.best) else "last"
-    checkpoint = open_checkpoint(run.best if chosen == "best" else run.last)
+    chosen = "best" if which == "best" and run.shelf.has_best else "last"
+    checkpoint = run.shelf.open_best() if chosen == "best" else run.shelf.open_last()
     about = checkpoint.about
     check_same_run(about["recipe"], recipe, str(checkpoint.folder))
     tokenizer = load_tokenizer(run.tokenizer)

@@ -2,7 +2,8 @@
 
     model.safetensors       the weights
     optimizer.safetensors   running means and counts of the optimizer
-    state.safetensors       memory and history of every lane, states of the generators
+    state.safetensors       history of every lane, states of the generators
+    lanes-0-8.safetensors   the memory of lanes 0 to 7; there may be several such files
     checkpoint.json         the rest: step, position of the lanes, what the log has half summed up
 
 The learning rate is a function of the step and needs nothing.
@@ -18,12 +19,15 @@ import torch
 from torch import Tensor
 
 from remanence.data import Batch, Lanes
+from remanence.errors import InputError
 from remanence.memory import Distances, Memory
 from remanence.models import LanguageModel
 from remanence.training.checkpoint import Checkpoint
 from remanence.training.optimizer import optimizer_state, restore_optimizer
 from remanence.training.precision import Precision
 from remanence.training.weights import load_weights, weights
+
+LANES = "lanes-"
 
 
 @dataclass
@@ -36,6 +40,8 @@ class Progress:
     """Tokens that were scored in training."""
     seconds: float = 0.0
     """Spent on training steps."""
+    stalled: float = 0.0
+    """Seconds that training was held by saving, on top of `seconds`."""
     loss_sum: float = 0.0
     """Sum of the steps' losses since the last line of the log, in nats per token."""
     loss_steps: int = 0
@@ -86,23 +92,22 @@ class State:
         return Distances(back=back, ahead=ahead)
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors of a checkpoint, by file."""
-        memory, _ = self.memory.state()
+        """The tensors of a checkpoint, by file, but for the memory."""
         return {
             "model": weights(self.model),
             "optimizer": optimizer_state(self.optimizer, self.model),
-            "state": {
-                **{f"memory/{name}": tensor for name, tensor in memory.items()},
-                "history": self.history,
-                **_generators(self.device),
-            },
+            "state": {"history": self.history, **_generators(self.device)},
         }
+
+    def memory_part(self) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+        """The name of the file that the memory goes to, its tensors, and what they mean, for JSON."""
+        tensors, description = self.memory.state()
+        return f"{LANES}0-{self.lanes.lanes}", tensors, description
 
     def description(self) -> dict[str, Any]:
         """The rest of a checkpoint, for JSON."""
         return {
             "lanes": self.lanes.state(),
-            "memory": self.memory.state()[1],
             "precision": self.precision,
             "machine": self.machine,
             "progress": dataclasses.asdict(self.progress),
@@ -117,15 +122,11 @@ class State:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Become what was saved. Raises InputError when the checkpoint is damaged or of another model."""
         description = checkpoint.about["resumption"]
+        memory = _read_memory(checkpoint, range(self.lanes.lanes), self.device)
         load_weights(self.model, checkpoint.tensors("model"), str(checkpoint.folder))
         restore_optimizer(self.optimizer, self.model, checkpoint.tensors("optimizer"))
+        self.memory = memory
         tensors = checkpoint.tensors("state")
-        memory = {
-            name.removeprefix("memory/"): tensor.to(self.device, copy=True)
-            for name, tensor in tensors.items()
-            if name.startswith("memory/")
-        }
-        self.memory = Memory.from_state(memory, description["memory"])
         self.history = tensors["history"].clone()
         self.lanes.restore(description["lanes"])
         self.precision = description["precision"]
@@ -134,6 +135,34 @@ class State:
         torch.set_rng_state(tensors["generator/cpu"].clone())
         if "generator/cuda" in tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["generator/cuda"].clone(), self.device)
+
+
+def _read_memory(checkpoint: Checkpoint, lanes: range, device: torch.device) -> Memory:
+    """The memory of some lanes, from the files of any number of ranks. Raises InputError where lanes are missing."""
+    memories: list[Memory] = []
+    reached = lanes.start
+    for part in sorted(checkpoint.parts(LANES), key=_first_and_end):
+        first, end = _first_and_end(part)
+        if not (first <= reached < min(end, lanes.stop)):
+            continue
+        tensors = {name: tensor.to(device, copy=True) for name, tensor in checkpoint.tensors(part).items()}
+        memory = Memory.from_state(tensors, checkpoint.about["memory"][part])
+        until = min(end, lanes.stop)
+        memories.append(memory if (first, end) == (reached, until) else memory[reached - first : until - first])
+        reached = until
+    if reached < lanes.stop:
+        raise InputError(
+            f"The checkpoint {checkpoint.folder} has no memory of lane {reached} of {lanes.stop}; it was made with "
+            "fewer lanes, or by an earlier version that kept memories elsewhere: begin a new run."
+        )
+    return memories[0] if len(memories) == 1 else Memory.concatenate(memories)
+
+
+def _first_and_end(part: str) -> tuple[int, int]:
+    first, _, end = part.removeprefix(LANES).partition("-")
+    if not (first.isdecimal() and end.isdecimal()):
+        raise InputError(f"A checkpoint has {part}.safetensors, whose name does not say which lanes it is of.")
+    return int(first), int(end)
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:

@@ -149,19 +149,24 @@ class Trainer:
             elsewhere = self.keeper.restore() if self.resume else []
             if self.profiler and self.resume:
                 self.profiler.check(self.state.progress.step, self.settings.steps, self._goes_aside)
-            with Journal(self.folder, self.settings, self.state, unit, self.console) as journal:
+            with (
+                Journal(self.folder, self.settings, self.state, unit, self.console, self.keeper) as journal,
+                self.keeper,
+            ):
                 journal.began(self.recipe, self.corpus.name, self.resume, elsewhere)
                 finished = self._loop(journal, interrupts)
                 if self.profiler and (told := self.profiler.close(self.state.progress.step)):
                     journal.say(told)
-                if not finished and self.state.progress.step > journal.saved_at:
+                if not finished and self.state.progress.step > self.keeper.asked_at:
                     self._save(journal)
+                self._settle(journal)
                 journal.ended(None if finished else interrupts.signal)
         progress = self.state.progress
         return Result(
             steps=progress.step,
             seconds=progress.seconds,
             losses=progress.losses,
+            stalled=progress.stalled,
             best=progress.best,
             folder=self.folder.path,
             signal=None if finished else interrupts.signal,
@@ -188,7 +193,8 @@ class Trainer:
             validate = self.validate if self._is_due(settings.validate_every, last) else None
             if progress.step == progress.validated_at:
                 validate = None
-            if progress.step > journal.saved_at and (validate or last or self._is_due(settings.save_every, last)):
+            due = validate or last or self._is_due(settings.save_every, last) or self.keeper.is_time
+            if progress.step > self.keeper.asked_at and due:
                 # Before validating, which may fail, or take long: no step is lost by it.
                 self._save(journal)
             if validate:
@@ -202,6 +208,7 @@ class Trainer:
                     self._save(journal)
             if last:
                 return True
+            self.keeper.check()
             if self.profiler:
                 self.profiler.before(progress.step)
             self._step(journal)
@@ -266,20 +273,24 @@ class Trainer:
         progress = self.state.progress
         progress.validated_at = progress.step
         better = progress.best is None or measured["nats_per_token"] < progress.best["nats_per_token"]
+        # The log knows of no validation whose step is not on the disk.
+        self._settle(journal)
         journal.validated(measured, better)
         if better:
             progress.best = {"step": progress.step, **measured}
-            with journal.aside("saving"):
+            with journal.held():
                 self.keeper.save_best()
 
     def _save(self, journal: Journal) -> None:
         if self.profiler:
             self.profiler.drop()
-        with journal.aside("saving"):
+        with journal.held():
             journal.check_weights()
-            journal.sync()
-            self.keeper.save_last()
-            journal.saved_at = self.state.progress.step
+            self.keeper.save_last(before=journal.sync)
+
+    def _settle(self, journal: Journal) -> None:
+        with journal.held():
+            self.keeper.settle()
 
 
 def _check_horizon(recipe: Recipe, corpus: Corpus, shift: int) -> None:
