@@ -211,9 +211,23 @@ def test_what_cannot_be_resumed_is_told_in_a_sentence(recipe: str, capsys: pytes
     assert "already holds a run" in fails([recipe], capsys)
     assert "add --resume" in fails(["runs/small"], capsys)
     assert "training.seed (1111 there, 5 now) differs" in fails([recipe, "--resume", "--training.seed", "5"], capsys)
-    description = Path("runs/small/checkpoints/last/checkpoint.json")
-    description.write_text(json.dumps(json.loads(description.read_text()) | {"step": 7}))
-    assert "was altered since it was saved" in fails([recipe, "--resume"], capsys)
+    for name in ("last", "step-3"):
+        description = Path("runs/small/checkpoints") / name / "checkpoint.json"
+        description.write_text(json.dumps(json.loads(description.read_text()) | {"step": 7}))
+    told = fails([recipe, "--resume"], capsys)
+    assert "None of the checkpoints in runs/small/checkpoints is whole" in told and told.count("was altered") == 2
+
+
+@pytest.mark.filterwarnings("always::remanence.errors.DamageWarning")
+def test_a_damaged_checkpoint_is_passed_over_and_told(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", recipe]) == 0
+    capsys.readouterr()
+    Path("runs/small/checkpoints/last/state.safetensors").write_bytes(b"")
+    assert main(["train", recipe, "--resume"]) == 0
+    told = capsys.readouterr().err
+    assert told.startswith("remanence: warning: runs/small/checkpoints/last/state.safetensors has 0 bytes instead of ")
+    assert "; the checkpoint before it, runs/small/checkpoints/step-3 of step 3, is used instead.\n" in told
+    assert "resumed at step 3" in told and load_run("runs/small", which="last").step == 6
 
 
 def test_a_loss_that_is_not_finite_is_told_in_a_sentence(
