@@ -49,14 +49,22 @@ def test_every_layer_imports_only_from_those_below(root: Path) -> None:
 
 
 def test_nothing_that_is_loaded_can_execute_code(root: Path) -> None:
-    forbidden = re.compile(r"^\s*(import|from) pickle|torch\.load\(|allow_pickle=True|\b(?<![.\w])(eval|exec)\(")
+    forbidden = re.compile(
+        r"^\s*(import|from) (pickle|cPickle|dill|cloudpickle|joblib|shelve|marshal)|torch\.load\(|weights_only=False"
+        r"|allow_pickle=True|\b(?<![.\w])(eval|exec)\("
+    )
     found = [
         f"{path.relative_to(root)}:{number}: {line.strip()}"
-        for path in tracked(root, "src/*.py")
+        for path in tracked(root, "src/*.py", "benchmarks/*.py", "examples/*.py")
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if forbidden.search(line) and not line.lstrip().startswith("#")
     ]
-    assert not found
+    # The one place where pickles are looked at, which are read as text first and then loaded as weights alone.
+    assert [line.partition(": ")[2] for line in found if line.startswith("src/remanence/interop/weights.py:")] == [
+        "import pickletools",
+        'loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)',
+    ]
+    assert [line for line in found if not line.startswith("src/remanence/interop/weights.py:")] == []
 
 
 def test_no_path_of_one_machine_is_in_the_project(root: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from remanence.errors import InputError
-from remanence.models import InfiniteFormerConfig, LaMemoConfig, LanguageModel, TransformerXLConfig, build
+from remanence.models import InfiniteFormerConfig, LaMemoConfig, LanguageModel, TransformerXLConfig, build, outline
 from remanence.models.base import ModelConfig
 
 _SIZES = {
@@ -76,7 +76,8 @@ def from_published(
 
     Args:
         kind: which published implementation the names come from.
-        weights: official name to array (or tensor); a `module.` prefix, tied duplicates and buffers are accepted.
+        weights: official name to array (or tensor), as `read_weights` gives them; a `module.` prefix, tied duplicates and
+            buffers are accepted.
         config: the official settings: vocab_size, n_layer, n_head, d_model, d_head, d_inner, mem_len, and where they
             differ from the defaults clamp_len, same_length, pre_norm, layer_norm_eps, attn_type (or position and
             window), interpolation_eps, d_embed, cutoffs, div_val, tie_projs, memory_init, segment_lengths.
@@ -88,7 +89,8 @@ def from_published(
     """
     named = {name.removeprefix("module."): _tensor(name, value) for name, value in weights.items()}
     settings = _config(kind, config, named)
-    model = build(settings, seed=0)
+    # Shapes alone, until the weights are known to fit: a configuration may speak of more than any machine has.
+    model = outline(settings, len(named))
     layout = published_layout(model, kind)
     dtypes = {tensor.dtype for name, tensor in named.items() if name in layout}
     if len(dtypes) > 1:
@@ -96,7 +98,6 @@ def from_published(
     dtype = dtypes.pop() if dtypes else torch.float32
     if not dtype.is_floating_point:
         raise InputError(f"The weights are of type {dtype}, but they must be floating-point numbers.")
-    model = model.to(dtype)
     parameters = dict(model.named_parameters())
 
     missing = [name for name in layout if name not in named]
@@ -115,6 +116,8 @@ def from_published(
         ]
         raise InputError(f"The weights do not fit the {kind} configuration: {', '.join(told)}; give the matching pair.")
     _check_ties(layout, named)
+    model = build(settings, seed=0).to(dtype)
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, place in layout.items():
             place_of = named[name].flip(0) if place.flipped else named[name]
@@ -206,7 +209,7 @@ def _layers_layout(config: Any) -> Iterator[tuple[str, Place]]:
 def _config(kind: str, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ModelConfig:
     try:
         return _read_config(kind, config, weights)
-    except (TypeError, ValueError) as error:
+    except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(

@@ -116,7 +116,7 @@ def outline(config: ModelConfig, tensors: int) -> LanguageModel:
     if parts > tensors:
         raise InputError(
             f"The configuration has {parts:,} layers or parts of the vocabulary, and the file of its weights holds "
-            f"{tensors:,} tensors; use the two that belong together."
+            f"{tensors:,} tensors, so that some are missing; use the two that belong together."
         )
     try:
         with torch.device("meta"):
