@@ -76,8 +76,8 @@ def from_published(
 
     Args:
         kind: which published implementation the names come from.
-        weights: official name to array (or tensor), as `read_weights` gives them; a `module.` prefix, tied duplicates and
-            buffers are accepted.
+        weights: official name to array (or tensor), as `read_weights` gives them; a `module.` prefix, tied
+            duplicates and buffers are accepted.
         config: the official settings: vocab_size, n_layer, n_head, d_model, d_head, d_inner, mem_len, and where they
             differ from the defaults clamp_len, same_length, pre_norm, layer_norm_eps, attn_type (or position and
             window), interpolation_eps, d_embed, cutoffs, div_val, tie_projs, memory_init, segment_lengths.
