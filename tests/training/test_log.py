@@ -53,6 +53,14 @@ def test_a_torn_line_is_left_out(tmp_path: Path, torn: str) -> None:
     assert steps(path) == [("train", 5), ("train", 10)]
 
 
+def test_a_damaged_line_takes_no_other_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    write(path, ("train", 5), ("train", 10), ("train", 15), resumed=15)
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([lines[0], lines[1].replace(b"{", b"\xfb"), *lines[2:]]))
+    assert steps(path) == [("train", 5), ("train", 15)]
+
+
 def test_tensorboard_is_given_the_numbers(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     sink = TensorBoard(tmp_path)

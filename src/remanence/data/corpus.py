@@ -14,6 +14,7 @@ Two facts that most corpora lack say what is scored: `scored_last`, that only th
 `start_token`, that every document begins with one constant symbol, which models that bring their own skip.
 
 Opening a corpus reads the manifest and the sizes of the files, whatever their length, and runs nothing it finds there.
+Opening a split of up to a gigabyte compares its hash; a larger one is compared by `Corpus.verify` only.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from remanence.data.shards import Maps, Shard, Starts, Tokens, shards_of
 from remanence.data.tokenizers import Tokenizer, load_tokenizer
 from remanence.errors import InputError
 from remanence.files import read_json, sha256_file
+
+HASHED = 1 << 30
+"""Bytes of a split up to which its hash is compared when it is opened, which takes a second or two at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,11 +169,13 @@ class Corpus:
         return tokenizer
 
     def split(self, name: str) -> Split:
-        """The split of that name, mapped from its file. Raises InputError when the corpus has none."""
+        """The split of that name, mapped from its file. Raises InputError where there is none, or it was altered."""
         entry = self.manifest["splits"].get(name)
         if entry is None:
             raise InputError(f"The corpus {self.name} has no {name!r} split; it has {', '.join(self.splits)}.")
         tokens, documents = self._shards(name) if "shards" in entry else self._one(name)
+        if name not in self._compared and len(tokens) * self.dtype.itemsize <= HASHED:
+            self._compare(name)
         return Split(
             tokens, self.vocab_size, documents, entry["counts"], self.unit, name, self.scored_last, self.start_token
         )
@@ -189,17 +195,27 @@ class Corpus:
         reader = Maps(self.folder, shards, self.dtype)
         return Tokens(shards, self.dtype, reader), Starts(shards, reader, name)
 
+    @cached_property
+    def _compared(self) -> set[str]:
+        """The splits whose hashes have been found right."""
+        return set()
+
+    def _compare(self, name: str) -> None:
+        """Raise InputError where a file of the split has another hash than when it was prepared."""
+        entry = self.manifest["splits"][name]
+        for shard in entry.get("shards", [{"file": name, "sha256": entry["sha256"]}]):
+            for kind in ("tokens", "documents"):
+                if sha256_file(self.folder / f"{shard['file']}.{kind}") != shard["sha256"][kind]:
+                    raise InputError(
+                        f"The file {shard['file']}.{kind} of the corpus {self.name} has another hash than its "
+                        "manifest says; it was altered, so prepare the corpus again."
+                    )
+        self._compared.add(name)
+
     def verify(self) -> None:
         """Read everything once: hashes, token ids, tokenizer. Raises InputError at the first thing that differs."""
         for name in self.splits:
-            entry = self.manifest["splits"][name]
-            for shard in entry.get("shards", [{"file": name, "sha256": entry["sha256"]}]):
-                for kind in ("tokens", "documents"):
-                    if sha256_file(self.folder / f"{shard['file']}.{kind}") != shard["sha256"][kind]:
-                        raise InputError(
-                            f"The file {shard['file']}.{kind} of the corpus {self.name} has another hash than its "
-                            "manifest says; it was altered, so prepare the corpus again."
-                        )
+            self._compare(name)
             split = self.split(name)
             if isinstance(split.documents, Starts):
                 for shard in range(len(split.documents.shards)):

@@ -80,16 +80,15 @@ class TensorBoard:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log; a line that a crash tore, and what follows it, is left out."""
+    """The records of a log; a line that a crash tore or a disk damaged is left out."""
     records: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             record = parse_json(line)
         except ValueError:
-            break
-        if not isinstance(record, dict) or type(record.get("step")) is not int or record["step"] < 0:
-            break
-        records.append(record)
+            continue
+        if isinstance(record, dict) and type(record.get("step")) is int and record["step"] >= 0:
+            records.append(record)
     return records
 
 
