@@ -97,7 +97,7 @@ def main() -> None:
         f"- sizes: {sizes}; {sharding.LAYERS_WHOLE} layers whole at a time in the last three columns",
         f"- models: {'; '.join(f'{name} {settings}' for name, settings in MODELS.items())}",
         "",
-        "All numbers are multiples of the parameters of the model: what a rank receives as weights in one step, what it "
+        "All numbers are multiples of the parameters of the model: what a rank receives as weights in a step, what it "
         "sends as gradients, and the most weights and gradients that are whole at a time.",
         "",
         head,
