@@ -19,7 +19,8 @@ from remanence.data import Batch
 from remanence.models import LanguageModel, build
 from remanence.training.engines import ENGINES
 from remanence.training.horizon import Reading, lanes_of, read_segment
-from remanence.training.sharding import Shards, own, total_norm
+from remanence.training.sharding import Shards, total_norm
+from remanence.training.shares import own
 
 SIX = ("transformer-xl", "lamemo", "compressive", "infinite-former", "memformer", "rmt")
 SEGMENTS, STEPS = 3, 2

@@ -13,6 +13,7 @@ from torch import nn
 
 from remanence.errors import InputError
 from remanence.training.checkpoint import Damaged, open_checkpoint, write_description, write_parts
+from remanence.training.shares import share_metadata
 from remanence.training.weights import count_parameters, load_weights, weights
 
 PARTS = {
@@ -38,6 +39,24 @@ def test_what_was_saved_is_read_back(place: Path) -> None:
     for part, tensors in PARTS.items():
         read = found.tensors(part)
         assert read.keys() == tensors.keys() and all(torch.equal(read[name], tensors[name]) for name in tensors)
+
+
+def test_what_ranks_wrote_in_shares_is_read_whole(tmp_path: Path) -> None:
+    table, count = torch.arange(10.0).view(5, 2), torch.ones(())
+    first = {"model-1-of-2": {"table": table[:3].clone(), "count": count}}
+    second = {"model-2-of-2": {"table": table[3:].clone()}}
+    files = write_parts(
+        tmp_path, first, {"model-1-of-2": share_metadata({"table": [0, 0], "count": []})}
+    ) | write_parts(tmp_path, second, {"model-2-of-2": share_metadata({"table": [3, 0]})})
+    write_description(tmp_path, {"step": 1}, files)
+    found = open_checkpoint(tmp_path)
+    assert found.shapes("model") == {"table": (5, 2), "count": ()}
+    read = found.tensors("model")
+    assert torch.equal(read["table"], table) and torch.equal(read["count"], count)
+    assert found.sha256("model") not in {told["sha256"] for told in files.values()}
+    write_description(tmp_path, {"step": 1}, {name: told for name, told in files.items() if "1-of" not in name})
+    with pytest.raises(Damaged, match="rows of table are missing"):
+        open_checkpoint(tmp_path).tensors("model")
 
 
 def test_the_files_follow_the_umask(place: Path) -> None:

@@ -15,7 +15,9 @@ from remanence.training.shares import Joined, share_metadata, share_name
 
 def write(folder: Path, number: int, tensors: dict[str, Tensor], first: dict[str, int]) -> Path:
     path = folder / f"{share_name('model', number, 3)}.safetensors"
-    begins = {name: [first.get(name, 0)] * min(each.dim(), 1) + [0] * (each.dim() - 1) for name, each in tensors.items()}
+    begins = {
+        name: [first.get(name, 0)] * min(each.dim(), 1) + [0] * (each.dim() - 1) for name, each in tensors.items()
+    }
     save_file(tensors, path, metadata=share_metadata(begins))
     return path
 
@@ -76,5 +78,5 @@ def test_rows_of_two_shapes_are_refused(paths: list[Path]) -> None:
 def test_a_file_that_does_not_say_what_it_has_is_refused(told: str, tmp_path: Path) -> None:
     path = tmp_path / "model-1-of-1.safetensors"
     save_file({"table": torch.zeros(2, 2)}, path, metadata={"DCP_SHARDING_INFO": told} if told else {})
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"Expecting|does not say which rows of table"):
         Joined([path])

@@ -1,6 +1,6 @@
 """Checkpoints: folders that are whole or not there, and that show when they were cut short or altered.
 
-    model.safetensors, ...   one file of tensors for each part
+    model.safetensors, ...   one file of tensors for each part, or one of each rank (`shares.py`)
     checkpoint.json          everything else, with the size and SHA-256 of every file and of itself
 
 A checkpoint is written as a draft, flushed to the disk, and put in its place by one renaming (`shelf.py`). Nothing that
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from remanence.errors import InputError
 from remanence.files import flush_folder, read_header, read_json, sha256_file, write_json
+from remanence.training.shares import Joined, is_share
 
 FORMAT = "remanence-checkpoint-1"
 ABOUT = "checkpoint.json"
@@ -62,24 +63,43 @@ class Checkpoint:
 
     def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
         """The shapes of the tensors of one part, of which nothing else is read. Raises InputError as `tensors` does."""
-        path = self._find(f"{part}.safetensors")
+        paths = self._paths(part)
         try:
-            return read_header(path)[0]
+            return Joined(paths).shapes if self._is_shared(part) else read_header(paths[0])[0]
         except ValueError as error:
-            raise Damaged(f"{path} was cut short or altered ({error})") from None
+            raise Damaged(f"{paths[0]} was cut short or altered ({error})") from None
 
-    def tensors(self, part: str) -> dict[str, Tensor]:
-        """The tensors of one part, whose hash `check` has compared. Raises InputError when it has no such part."""
-        path = self._find(f"{part}.safetensors")
+    def tensors(self, part: str) -> Mapping[str, Tensor]:
+        """The tensors of one part, whose hash `check` has compared. Raises InputError when it has no such part.
+
+        Those that ranks wrote in shares are read when they are asked for, one at a time.
+        """
+        paths = self._paths(part)
         try:
-            return load_file(path)
-        except safetensors.SafetensorError as error:
-            raise Damaged(f"{path} is not a safetensors file ({error})") from None
+            return Joined(paths) if self._is_shared(part) else load_file(paths[0])
+        except (ValueError, safetensors.SafetensorError) as error:
+            raise Damaged(f"{paths[0]} was cut short or altered ({error})") from None
+
+    def sha256(self, part: str) -> str:
+        """What identifies the tensors of one part: the hash of its file, or of the hashes of its files."""
+        hashes = [self.about["files"][path.name]["sha256"] for path in self._paths(part)]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def parts(self, prefix: str) -> list[str]:
         """The names of the parts that begin with `prefix`."""
         names = (name.removesuffix(".safetensors") for name in self.about["files"])
         return sorted(name for name in names if name.startswith(prefix))
+
+    def _is_shared(self, part: str) -> bool:
+        return f"{part}.safetensors" not in self.about["files"] and bool(self._shares(part))
+
+    def _shares(self, part: str) -> list[str]:
+        return [name for name in self.parts(f"{part}-") if is_share(part, name)]
+
+    def _paths(self, part: str) -> list[Path]:
+        """The files of a part."""
+        names = self._shares(part) if self._is_shared(part) else [part]
+        return [self._find(f"{name}.safetensors") for name in names]
 
     def _find(self, name: str) -> Path:
         """The path of a file of the expected size."""
@@ -93,16 +113,19 @@ class Checkpoint:
         return path
 
 
-def write_parts(draft: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Any]]:
+def write_parts(
+    draft: Path, parts: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, dict[str, str]] | None = None
+) -> dict[str, dict[str, Any]]:
     """Write one file of tensors for each part into the folder `draft`, flushed; gives "bytes" and "sha256" by name.
 
-    The tensors lie on the CPU, each whole in its own storage. Raises OSError and safetensors.SafetensorError.
+    `metadata` is put into the file of the part that it is for. The tensors lie on the CPU, each whole in its own
+    storage. Raises OSError and safetensors.SafetensorError.
     """
     draft.mkdir(parents=True, exist_ok=True)
     files: dict[str, dict[str, Any]] = {}
     for part, tensors in parts.items():
         path = draft / f"{part}.safetensors"
-        save_file(dict(tensors), path)
+        save_file(dict(tensors), path, metadata=(metadata or {}).get(part))
         # The library makes files private; ours follow the user's umask, as the folder does.
         path.chmod(draft.stat().st_mode & 0o666)
         _flush(path)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from remanence.config import TrainingSettings
 from remanence.errors import InputError
+from remanence.training.shares import rows_of, shapes_of, shared_like
 
 
 def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
@@ -42,15 +43,21 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[
 def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Give back what `optimizer_state` took. Raises InputError when it belongs to other parameters."""
     parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
+    shapes = shapes_of(tensors)
+    for key, shape in shapes.items():
         name, _, what = key.rpartition("/")
-        if name not in parameters or (value.dim() > 0 and value.shape != parameters[name].shape):
+        if name not in parameters or (shape and shape != parameters[name].shape):
             raise InputError(
                 f"The optimizer state holds {key}, which does not fit the model; resume with the recipe that the "
                 "checkpoint was made with."
             )
-        place = parameters[name].device if value.dim() > 0 or _is_fused(optimizer) else torch.device("cpu")
-        optimizer.state[parameters[name]][what] = value.to(place, copy=True)
+        parameter, value = parameters[name], tensors[key]
+        if not shape:
+            place = parameter.device if _is_fused(optimizer) else torch.device("cpu")
+            optimizer.state[parameter][what] = value.to(place, copy=True)
+        else:
+            rows = rows_of(value, parameter).to(parameter.device, copy=True)
+            optimizer.state[parameter][what] = shared_like(rows, parameter)
 
 
 def _is_fused(optimizer: torch.optim.Optimizer) -> bool:

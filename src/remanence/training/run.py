@@ -81,7 +81,7 @@ def load_run(
         model=model.to(device=device, dtype=dtype).eval(),
         tokenizer=tokenizer,
         distances=Distances(**about["distances"]),
-        fingerprint=fingerprint(table_of(recipe)["model"], about["files"]["model.safetensors"]["sha256"]),
+        fingerprint=fingerprint(table_of(recipe)["model"], checkpoint.sha256("model")),
         step=about["step"],
         which=chosen,
         corpus=about["corpus"],

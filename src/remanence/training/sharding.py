@@ -30,6 +30,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
+from remanence.training.shares import own
+
 LAYERS_WHOLE = 2
 """Layers that are whole at a time: the one in use and the one before it."""
 
@@ -196,11 +198,6 @@ class Shards:
                     old.collect()
                 old.release()
         group.gather()
-
-
-def own(tensor: Tensor) -> Tensor:
-    """The share of a tensor that this rank has, which may be empty; one that is not in shares as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:

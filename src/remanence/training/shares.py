@@ -1,4 +1,4 @@
-"""Tensors in several files, each with some of their rows: ranks write their shares by themselves, anybody reads them.
+"""Tensors of which a rank has some rows, in memory and in files: ranks write theirs by themselves, anybody reads them.
 
     model-1-of-2.safetensors, model-2-of-2.safetensors
 
@@ -11,6 +11,7 @@ must not wait for another machine, and one process reads what sixty-four wrote.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from remanence.files import parse_json, read_header
 
@@ -34,9 +36,57 @@ class _Piece(NamedTuple):
     path: Path
 
 
+def own(tensor: Tensor) -> Tensor:
+    """The rows of a tensor that this rank has, maybe none; all of one that is not in shares."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def rows_of(whole: Tensor, like: Tensor) -> Tensor:
+    """Of a whole tensor, the rows that this rank has of another one of its shape."""
+    return whole if not isinstance(like, DTensor) else whole.narrow(0, _begin(like), len(own(like)))
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes of tensors, of which those in files are not read."""
+    if isinstance(tensors, Joined):
+        return tensors.shapes
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def shared_like(rows: Tensor, like: Tensor) -> Tensor:
+    """A tensor that is in shares as `like` is, of the rows that this rank has of it."""
+    if not isinstance(like, DTensor):
+        return rows
+    shape, stride = like.shape, like.stride()
+    return DTensor.from_local(rows, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride)
+
+
+def share(tensors: Mapping[str, Tensor], first: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What a rank writes of tensors in shares, and the metadata of its file; the rest is written by the first rank."""
+    rows, begins = {}, {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, DTensor):
+            if first:
+                rows[name], begins[name] = tensor, [0] * tensor.dim()
+        elif own(tensor).numel():
+            rows[name], begins[name] = own(tensor), [_begin(tensor)] + [0] * (tensor.dim() - 1)
+    return rows, share_metadata(begins)
+
+
+def _begin(tensor: DTensor) -> int:
+    """The first row that this rank has: all ranks but the last ones have as many."""
+    mesh = tensor.device_mesh
+    return min(len(tensor), mesh.get_local_rank() * -(-len(tensor) // mesh.size()))
+
+
 def share_name(part: str, rank: int, size: int) -> str:
     """What the file of a rank is called, without its ending."""
     return f"{part}-{rank + 1}-of-{size}"
+
+
+def is_share(part: str, name: str) -> bool:
+    """Whether `share_name` calls a file of this part so."""
+    return re.fullmatch(rf"{re.escape(part)}-\d{{1,9}}-of-\d{{1,9}}", name) is not None
 
 
 def share_metadata(begins: Mapping[str, Sequence[int]]) -> dict[str, str]:

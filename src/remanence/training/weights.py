@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from remanence.errors import InputError
 from remanence.models import outline
 from remanence.models.base import ModelConfig
+from remanence.training.shares import own, rows_of, shapes_of
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -31,10 +32,10 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy `tensors` into the model. Raises InputError naming what is missing, unknown or of another shape."""
     wanted = weights(model)
-    check_shapes(wanted, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, source)
+    check_shapes(wanted, shapes_of(tensors), source)
     with torch.no_grad():
         for name, tensor in wanted.items():
-            tensor.copy_(tensors[name])
+            own(tensor).copy_(rows_of(tensors[name], tensor))
 
 
 def check_shapes(wanted: Mapping[str, Tensor], given: Mapping[str, tuple[int, ...]], source: str) -> None:
