@@ -71,11 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _fail(NO_MEMORY)
     except ValueError as error:
         # Only our own kind; any other ValueError is a fault of ours, and its traceback is wanted.
-        from remanence.errors import InputError
+        from remanence.errors import Elsewhere, InputError
 
         if not isinstance(error, InputError):
             raise
-        code = _fail(str(error))
+        code = FAILED if isinstance(error, Elsewhere) else _fail(str(error))
     return code
 
 
@@ -127,8 +127,9 @@ def _warnings_in_sentences() -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if category.__module__.startswith("remanence."):
-            # Settings are looked at more than once: before and after the corpus is known, for instance.
-            if str(message) not in told:
+            # Settings are looked at more than once: before and after the corpus is known, for instance, and by each of
+            # several processes.
+            if str(message) not in told and os.environ.get("RANK", "0") == "0":
                 told.add(str(message))
                 print(f"remanence: warning: {message}", file=sys.stderr)
         else:

@@ -24,3 +24,7 @@ class SettingWarning(UserWarning):
 
 class DamageWarning(UserWarning):
     """Something that was saved is damaged, and something older is used instead."""
+
+
+class Elsewhere(InputError):
+    """Another process of the same run has met an error, and tells it to the person."""

@@ -57,6 +57,9 @@ class Line:
     def advance(self, number: int, memory: Any) -> Any:
         return Number(self.slope * memory.number + self.gain * self.inputs[number])
 
+    def last(self, objective: Tensor) -> Tensor:
+        return objective
+
 
 def line() -> Line:
     slope, gain = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.5, 1.0))
@@ -149,6 +152,9 @@ class Cell:
 
     def advance(self, number: int, memory: Any) -> Any:
         return self._step(number, memory)[1]
+
+    def last(self, objective: Tensor) -> Tensor:
+        return objective
 
 
 WEIGHTS = ("W_x", "W_s", "W_a", "W_c", "W_O")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from remanence.data import Corpus
     from remanence.evaluation import Protocol, Score
     from remanence.training import Run
+    from remanence.training.ranks import Ranks
 
 HELP = """\
 Score a trained model: every token of a split once, the protocol printed with the number.
@@ -81,13 +82,34 @@ class Arguments:
 def main(argv: Sequence[str], prog: str) -> int:
     arguments = parse_flags(Arguments, argv, prog, HELP)
     # Not at the top: torch takes seconds, and help and mistyped flags need none of it.
-    from remanence.data import Corpus
     from remanence.training import load_run
     from remanence.training.allocation import keep_freed_memory
     from remanence.training.device import choose_device
+    from remanence.training.ranks import joined
 
     keep_freed_memory()
-    run = load_run(arguments.run, arguments.checkpoint, device=choose_device(arguments.device))
+    with joined() as ranks:
+        with ranks.together():
+            device = choose_device(arguments.device, ranks.local)
+            run = load_run(arguments.run, arguments.checkpoint, device=device)
+            corpus = _corpus(arguments, run)
+        lengths = list(dict.fromkeys(arguments.memory_length)) or [run.recipe.evaluation.memory_length]
+        scores = _scores(arguments, run, corpus, lengths, ranks)
+    if not ranks.first:
+        return 0
+    facts = {"run": str(arguments.run), "checkpoint": run.which, "step": run.step, "fingerprint": run.fingerprint}
+    if arguments.json:
+        print(json.dumps({**facts, "scores": [score.to_json() for score in scores]}, indent=2, ensure_ascii=False))
+    else:
+        _show(scores, run)
+    for score in scores:
+        score.save(run.folder, **facts)
+    return 0
+
+
+def _corpus(arguments: Arguments, run: Run) -> Corpus:
+    from remanence.data import Corpus
+
     if arguments.corpus is None and not Path(run.recipe.data.corpus).is_dir():
         raise InputError(
             f"There is no prepared corpus at {run.recipe.data.corpus}, where the run had it; name it with --corpus, or "
@@ -100,16 +122,7 @@ def main(argv: Sequence[str], prog: str) -> int:
             "name another corpus with --corpus."
         )
     _check_tokenizer(corpus, run)
-    lengths = list(dict.fromkeys(arguments.memory_length)) or [run.recipe.evaluation.memory_length]
-    scores = _scores(arguments, run, corpus, lengths)
-    facts = {"run": str(arguments.run), "checkpoint": run.which, "step": run.step, "fingerprint": run.fingerprint}
-    if arguments.json:
-        print(json.dumps({**facts, "scores": [score.to_json() for score in scores]}, indent=2, ensure_ascii=False))
-    else:
-        _show(scores, run)
-    for score in scores:
-        score.save(run.folder, **facts)
-    return 0
+    return corpus
 
 
 def protocol_of(arguments: Arguments, run: Run) -> Protocol:
@@ -136,12 +149,14 @@ def protocol_of(arguments: Arguments, run: Run) -> Protocol:
     )
 
 
-def _scores(arguments: Arguments, run: Run, corpus: Corpus, lengths: Sequence[int | None]) -> list[Score]:
+def _scores(arguments: Arguments, run: Run, corpus: Corpus, lengths: Sequence[int | None], ranks: Ranks) -> list[Score]:
     from remanence.evaluation import InterpolationByAge, LossByPosition, sweep
 
     kinds: list[Any] = [LossByPosition] if arguments.by_position else []
     kinds += [InterpolationByAge] if arguments.interpolation else []
-    with _progress(len(lengths)) as progress, _by_their_flags():
+    shown = ranks.first and sys.stderr.isatty()
+    told = ranks.first and len(lengths) > 1 and not arguments.json and not shown
+    with _progress(len(lengths), shown) as progress, _by_their_flags():
         return sweep(
             run.model,
             corpus.split(arguments.split),
@@ -151,10 +166,9 @@ def _scores(arguments: Arguments, run: Run, corpus: Corpus, lengths: Sequence[in
             corpus=_text_name(corpus),
             measurements=kinds,
             accuracy=arguments.accuracy or None,
-            finished=_told
-            if len(lengths) > 1 and not arguments.json and not sys.stderr.isatty()
-            else lambda score: None,
+            finished=_told if told else lambda score: None,
             progress=progress,
+            ranks=ranks,
         )
 
 
@@ -229,9 +243,9 @@ def _by_their_flags() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress(evaluations: int) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on standard error, where that is a terminal."""
-    if not sys.stderr.isatty():
+def _progress(evaluations: int, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on standard error."""
+    if not shown:
         yield None
         return
     from rich.console import Console

@@ -20,6 +20,8 @@ from remanence.errors import InputError
 from remanence.evaluation.validation import validation, validation_split
 from remanence.models import LanguageModel, config_class
 from remanence.training import Trainer
+from remanence.training.folder import RunFolder
+from remanence.training.ranks import Ranks, joined
 
 HELP = """\
 Train a model from a recipe: a TOML file, or the folder of a run to --resume.
@@ -29,6 +31,8 @@ after a recipe shows its own settings.
 
 Ctrl-C and SIGTERM save and stop (exit codes 130 and 143). A run that was stopped or killed goes on
 with --resume as if nothing had happened.
+
+Several processes share the lanes: torchrun --nproc-per-node 4 -m remanence train RECIPE (docs/distributed.md).
 
 Example: remanence train recipes/lamemo-wikitext-2.toml --model.memory-length 256 --training.steps 2000
 (its corpus is made by: remanence prepare wikitext-2)
@@ -51,7 +55,16 @@ class Arguments:
 
 
 def main(argv: Sequence[str], prog: str) -> int:
-    arguments = parse(argv, prog)
+    if "-h" in argv or "--help" in argv:
+        parse(argv, prog)
+    with joined() as ranks:
+        with ranks.together():
+            trainer = _trainer(parse(argv, prog), ranks)
+        result = trainer.run()
+    return 0 if result.signal is None else 128 + result.signal
+
+
+def _trainer(arguments: Arguments, ranks: Ranks) -> Trainer:
     recipe = arguments.recipe
     folder = arguments.folder or Path("runs") / recipe.name
     corpus = open_corpus(recipe.data.corpus)
@@ -60,18 +73,19 @@ def main(argv: Sequence[str], prog: str) -> int:
 
     def validate(model: LanguageModel) -> dict[str, Any]:
         assert split is not None
-        return validation(model, split, recipe, corpus, trainer.state.precision)
+        stop = trainer.stop_if_interrupted
+        return validation(model, split, recipe, corpus, trainer.state.precision, ranks, stop)
 
     trainer = Trainer(
         recipe,
         corpus,
         folder,
         validate=validate if validated else None,
-        resume=arguments.resume,
+        resume=arguments.resume or RunFolder(folder).goes_on(ranks),
         profile=arguments.profile,
+        ranks=ranks,
     )
-    result = trainer.run()
-    return 0 if result.signal is None else 128 + result.signal
+    return trainer
 
 
 def parse(argv: Sequence[str], prog: str = "remanence train") -> Arguments:

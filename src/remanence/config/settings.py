@@ -27,7 +27,7 @@ class TrainingSettings:
     steps: int = 1000
     """Updates in all."""
     lanes: int = 16
-    """Token streams read side by side."""
+    """Token streams read side by side, by all processes together."""
     horizon: int = 1
     """Segments read for one update; gradients flow back through all of them where the engine lets them."""
     engine: Literal["truncated", "full", "recompute", "replay"] | None = None
@@ -59,6 +59,9 @@ class TrainingSettings:
     """Largest norm of all gradients together; 0 leaves them as they are."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Numbers of the matrix products: bfloat16 autocast, float32, or whichever this machine is faster in."""
+    distribution: Literal["ddp", "fsdp"] = "ddp"
+    """What several processes share beside the lanes (`torchrun`): nothing, each has the whole model and gradients are
+    summed (ddp), or weights, gradients and optimizer state, of which each keeps its part (fsdp)."""
     compile: bool | None = None
     """Compile the model with torch.compile: slower to start, faster afterwards on a GPU, where long runs are compiled
     unless this says no."""

@@ -35,6 +35,9 @@ from remanence.errors import InputError
 
 Protocol = Literal["published", "document"]
 
+EVERY = slice(None)
+"""All lanes."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -69,6 +72,9 @@ class Lanes:
     last segment of a document is padded. Where only the last tokens of a document are scored, there are batches in
     which nothing is.
 
+    With `part`, only those of the lanes are read, for one of several processes that share them: where all lanes are is
+    known to each of them, and what one reads is what it would read among all.
+
     Raises InputError when the split is too short for these lanes.
     """
 
@@ -80,6 +86,7 @@ class Lanes:
         protocol: Protocol = "published",
         seed: int = 0,
         shift: int = 1,
+        part: slice = EVERY,
     ) -> None:
         _check_shape(lanes, segment_length, protocol, shift)
         if seed < 0:
@@ -90,10 +97,13 @@ class Lanes:
         self.protocol = protocol
         self.seed = seed
         self.shift = shift
+        self.part = part
         self.epoch = 0
         """Passes over the split that were completed."""
         self.position = 0
         """How far this pass has come: tokens of every lane ("published"), documents begun ("document")."""
+        self.remembered = 0
+        """The most tokens that one of all lanes had read since its memory was empty, before the latest segment."""
         if protocol == "published":
             self._column = len(split) // lanes
             if self._column < segment_length + shift:
@@ -152,9 +162,16 @@ class Lanes:
         self._arrange()
 
     @staticmethod
-    def once(split: Split, lanes: int, segment_length: int, protocol: Protocol = "published", shift: int = 1) -> Once:
+    def once(
+        split: Split,
+        lanes: int,
+        segment_length: int,
+        protocol: Protocol = "published",
+        shift: int = 1,
+        part: slice = EVERY,
+    ) -> Once:
         """Lanes for evaluation, read once: see `Once`."""
-        return Once(split, lanes, segment_length, protocol, shift)
+        return Once(split, lanes, segment_length, protocol, shift, part)
 
     def _shape(self) -> dict[str, Any]:
         return {
@@ -176,11 +193,13 @@ class Lanes:
         if self.position + self.segment_length + self.shift > self._column:
             self.epoch, self.position = self.epoch + 1, 0
             self._arrange()
-        steps = self._offsets[:, None] + self.position + np.arange(self.segment_length + self.shift)
-        places = steps % self._column + self._column * np.arange(self.lanes)[:, None]
+        lanes = np.arange(self.lanes)[self.part]
+        steps = self._offsets[lanes, None] + self.position + np.arange(self.segment_length + self.shift)
+        places = steps % self._column + self._column * lanes[:, None]
         starts = np.full(self.lanes, self.position == 0)
+        self.remembered = self.position
         self.position += self.segment_length
-        return _batch(self.split, places, self.shift, starts, None)
+        return _batch(self.split, places, self.shift, starts[self.part], None)
 
     def _next_document(self) -> Batch:
         starts = np.zeros(self.lanes, bool)
@@ -191,8 +210,10 @@ class Lanes:
                 starts[lane] = True
         begins, ends = self._parts[:, 0] + self._read, self._parts[:, 1]
         lengths = np.minimum(ends - begins, self.segment_length)
+        self.remembered = int(self._read.max())
         self._read += lengths
-        return _batch(self.split, _places(begins, self.segment_length, self.shift), self.shift, starts, lengths)
+        places = _places(begins[self.part], self.segment_length, self.shift)
+        return _batch(self.split, places, self.shift, starts[self.part], lengths[self.part])
 
     def _take(self) -> tuple[int, tuple[int, int]]:
         """The next document of the shuffled order that has a token to score, and where its inputs begin and end."""
@@ -221,13 +242,20 @@ class Once:
     Of a split that says so (`scored_last`), only the last tokens of each document count among them.
 
     A lane that has nothing left has length 0. No batch is wider than the longest text that a lane reads at once,
-    however long segments may be: the rest would be padding for every lane.
+    however long segments may be: the rest would be padding for every lane. With `part`, only those of the lanes are
+    read, in as many batches as all of them need.
 
     Raises InputError when the split is too short for these lanes.
     """
 
     def __init__(
-        self, split: Split, lanes: int, segment_length: int, protocol: Protocol = "published", shift: int = 1
+        self,
+        split: Split,
+        lanes: int,
+        segment_length: int,
+        protocol: Protocol = "published",
+        shift: int = 1,
+        part: slice = EVERY,
     ) -> None:
         _check_shape(lanes, segment_length, protocol, shift)
         self.split = split
@@ -235,6 +263,7 @@ class Once:
         self.segment_length = segment_length
         self.protocol = protocol
         self.shift = shift
+        self.part = part
         if protocol == "published":
             inputs = len(split) - shift
             if inputs < lanes:
@@ -261,7 +290,7 @@ class Once:
 
     @cached_property
     def scored(self) -> int:
-        """Tokens scored in one pass."""
+        """Tokens scored in one pass, by all lanes."""
         parts = np.array([part for parts in self._schedule for part in parts], np.int64) + self.shift
         if self.split.scored_last is None:
             return int((parts[:, 1] - parts[:, 0]).sum())
@@ -273,11 +302,11 @@ class Once:
         return int(np.diff(before[index] + np.maximum(parts - firsts[index], 0), axis=1).sum())
 
     def __iter__(self) -> Iterator[Batch]:
-        ahead = [iter(parts) for parts in self._schedule]
-        begins = np.zeros(self.lanes, np.int64)
-        ends = np.zeros(self.lanes, np.int64)
-        for _ in range(len(self)):
-            starts = np.zeros(self.lanes, bool)
+        ahead = [iter(parts) for parts in self._schedule[self.part]]
+        begins = np.zeros(len(ahead), np.int64)
+        ends = np.zeros(len(ahead), np.int64)
+        for _ in range(len(self) if ahead else 0):
+            starts = np.zeros(len(ahead), bool)
             for lane in np.flatnonzero(begins >= ends):
                 part = next(ahead[lane], None)
                 if part is None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -50,6 +50,10 @@ class Measurement(abc.ABC):
     def add(self, seen: Seen) -> None: ...
 
     @abc.abstractmethod
+    def join(self, parts: Sequence[Self]) -> None:
+        """Become what all of them together have seen, each of other lanes in the order of the lanes."""
+
+    @abc.abstractmethod
     def result(self) -> Any: ...
 
 
@@ -73,6 +77,9 @@ class LossByPosition(Measurement):
         bins = torch.bucketize(seen.positions[seen.scored], self._boundaries, right=True)
         self._nats += torch.bincount(bins, weights=seen.nats[seen.scored], minlength=len(self.edges))
         self._tokens += torch.bincount(bins, minlength=len(self.edges))
+
+    def join(self, parts: Sequence[Self]) -> None:
+        self._nats, self._tokens = _sum([each._nats for each in parts]), _sum([each._tokens for each in parts])
 
     def result(self) -> list[dict[str, Any]]:
         ends = [*self.edges[1:], None]
@@ -106,6 +113,9 @@ class LossBySegmentPosition(Measurement):
         self._nats[:length] += seen.nats.sum(dim=0)
         self._tokens[:length] += seen.scored.sum(dim=0)
 
+    def join(self, parts: Sequence[Self]) -> None:
+        self._nats, self._tokens = _sum([each._nats for each in parts]), _sum([each._tokens for each in parts])
+
     def result(self) -> dict[str, list[Any]]:
         counts = self._tokens.tolist()
         means = [total / count if count else None for total, count in zip(self._nats.tolist(), counts, strict=True)]
@@ -137,6 +147,12 @@ class LossByStretch(Measurement):
             self._nats[-1] = self._nats[-1] + nats
             self._tokens[-1] = self._tokens[-1] + tokens
         self._count += 1
+
+    def join(self, parts: Sequence[Self]) -> None:
+        # A rank without lanes has seen no segment.
+        seen = [each for each in parts if each._count]
+        self._nats = [torch.cat(each) for each in zip(*(part._nats for part in seen), strict=True)]
+        self._tokens = [torch.cat(each) for each in zip(*(part._tokens for part in seen), strict=True)]
 
     def result(self) -> dict[str, list[Any]]:
         if not self._nats:
@@ -170,9 +186,21 @@ class InterpolationByAge(Measurement):
         self._sums = sums if self._sums is None else self._sums + sums
         self._counts = valid.sum(dim=0) if self._counts is None else self._counts + valid.sum(dim=0)
 
+    def join(self, parts: Sequence[Self]) -> None:
+        sums = [each._sums for each in parts if each._sums is not None]
+        counts = [each._counts for each in parts if each._counts is not None]
+        if sums:
+            self._sums, self._counts = torch.stack(sums).sum(0), torch.stack(counts).sum(0)
+
     def result(self) -> list[list[float]]:
         if self._sums is None or self._counts is None:
             return []
         filled = self._counts > 0
         means = self._sums[:, filled] / self._counts[filled]
         return means.flip(-1).tolist()
+
+
+def _sum(totals: Sequence[Tensor]) -> Tensor:
+    """The sum of vectors of which some may be shorter than others."""
+    length = max(map(len, totals))
+    return torch.stack([torch.cat([each, each.new_zeros(length - len(each))]) for each in totals]).sum(0)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from remanence.data import Batch, Lanes, Split
+from remanence.data import Lanes, Split
+from remanence.data.lanes import Once
 from remanence.errors import InputError
 from remanence.evaluation.measurements import Measurement, Seen
 from remanence.evaluation.protocol import Protocol, as_tested
@@ -21,6 +22,7 @@ from remanence.memory import Distances
 from remanence.models import LanguageModel
 from remanence.nn.packed import fixed
 from remanence.training.precision import autocast
+from remanence.training.ranks import ALONE, Ranks
 
 ROWS = 1 << 10
 """Positions whose logits are held at a time."""
@@ -36,6 +38,7 @@ def evaluate(
     measurements: Sequence[Measurement] = (),
     accuracy: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Score:
     """Score every token of a split once.
 
@@ -48,6 +51,7 @@ def evaluate(
     accuracy        count how often the target was the most probable token; unless given, where only the ends of
                     documents are scored
     progress        called with (tokens scored, tokens in all) after every segment
+    ranks           share the lanes of the protocol, which are the same for any number of them; all get the score
 
     Raises InputError for a text of another vocabulary, a text too short to score, lengths the model cannot take and
     a model whose loss is not a number.
@@ -63,13 +67,14 @@ def evaluate(
     protocol = (protocol or Protocol()).completed(model, trained, corpus=corpus, **facts)
     accuracy = split.scored_last is not None if accuracy is None else accuracy
     assert protocol.lanes is not None and protocol.segment_length is not None
-    batches = Lanes.once(split, protocol.lanes, protocol.segment_length, protocol.starts, model.shift)
+    part = ranks.part(protocol.lanes)
+    batches = Lanes.once(split, protocol.lanes, protocol.segment_length, protocol.starts, model.shift, part)
     extras = any(measurement.extras for measurement in measurements)
     nats, tokens, correct = 0.0, 0, 0
     tested = as_tested(model, protocol.clamp_length, protocol.same_length, protocol.compressed_length)
     # Without any trace of gradients where single calls cost much beside what they compute.
     on_cpu = next(model.parameters()).device.type == "cpu"
-    with torch.inference_mode() if on_cpu else torch.no_grad(), tested:
+    with torch.inference_mode() if on_cpu else torch.no_grad(), tested, ranks.together():
         reading = fixed(model, torch.bfloat16 if protocol.precision == "bfloat16" else None)
         for seen in _read(reading, batches, protocol, extras, accuracy):
             nats += float(seen.nats.sum())
@@ -83,7 +88,14 @@ def evaluate(
                     "damaged; evaluate an earlier checkpoint."
                 )
             if progress is not None:
-                progress(tokens, batches.scored)
+                # Of the others a rank knows no more than that they are about as far.
+                known = tokens if ranks.size == 1 else min(tokens * ranks.size, batches.scored - 1)
+                progress(known, batches.scored)
+    nats, tokens, correct = _sums(ranks, nats, tokens, correct)
+    for measurement in measurements:
+        measurement.join(ranks.gather(measurement))
+    if progress is not None and ranks.size > 1:
+        progress(tokens, tokens)
     return Score(
         nats=nats,
         tokens=tokens,
@@ -109,7 +121,7 @@ def sweep(
 
     measurements    makers of new measurements, such as their classes: `[LossByPosition]`
     finished        called with each score as soon as it is there
-    settings        what else `evaluate` takes: trained, corpus, accuracy, progress
+    settings        what else `evaluate` takes: trained, corpus, accuracy, progress, ranks
     """
     protocols = [dataclasses.replace(protocol or Protocol(), memory_length=length) for length in memory_lengths]
     for each in protocols:
@@ -132,18 +144,19 @@ def check_length(model: LanguageModel, length: int) -> None:
         model(token, model.init_memory(lanes=1, length=length))
 
 
-def _read(
-    model: LanguageModel, batches: Iterable[Batch], protocol: Protocol, extras: bool, accuracy: bool
-) -> Iterator[Seen]:
+def _read(model: LanguageModel, batches: Once, protocol: Protocol, extras: bool, accuracy: bool) -> Iterator[Seen]:
     """What the model made of each segment of the text, in order."""
     assert protocol.lanes is not None and protocol.segment_length is not None
+    lanes = len(range(protocol.lanes)[batches.part])
+    if not lanes:
+        return
     device = next(model.parameters()).device
     precision = "bfloat16" if protocol.precision == "bfloat16" else "float32"
     hold = None if protocol.held is None else Distances(*protocol.held)
     with autocast(precision, device):
-        memory = model.init_memory(lanes=protocol.lanes, length=protocol.memory_length, hold=hold)
+        memory = model.init_memory(lanes=lanes, length=protocol.memory_length, hold=hold)
         memory = model.with_projections(memory)
-    positions = torch.zeros(protocol.lanes, dtype=torch.int64)
+    positions = torch.zeros(lanes, dtype=torch.int64)
     for batch in batches:
         before, moved = memory, batch.to(device)
         # A reset makes all slots anew, which costs more than reading one token.
@@ -163,6 +176,13 @@ def _read(
             extras=found,
         )
         positions = positions + (batch.tokens.shape[1] if batch.lengths is None else batch.lengths)
+
+
+def _sums(ranks: Ranks, nats: float, *counts: int) -> tuple[Any, ...]:
+    """Of all ranks."""
+    if ranks.size == 1:
+        return nats, *counts
+    return tuple(sum(each) for each in zip(*ranks.gather((nats, *counts)), strict=True))
 
 
 def _correct(model: LanguageModel, hidden: Float[Tensor, "B T D"], targets: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from remanence.config import Recipe
@@ -12,12 +13,21 @@ from remanence.errors import InputError
 from remanence.evaluation.perplexity import evaluate
 from remanence.evaluation.protocol import Protocol
 from remanence.models import LanguageModel
+from remanence.training.ranks import ALONE, Ranks
 
 
-def validation(model: LanguageModel, split: Split, recipe: Recipe, corpus: Corpus, precision: Any) -> dict[str, Any]:
+def validation(
+    model: LanguageModel,
+    split: Split,
+    recipe: Recipe,
+    corpus: Corpus,
+    precision: Any,
+    ranks: Ranks = ALONE,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
     """The score of `split` at the lengths of training, as numbers for the log."""
     protocol = Protocol(starts=recipe.data.protocol, lanes=_lanes(split, recipe), precision=precision)
-    score = evaluate(model, split, protocol, corpus=corpus.name)
+    score = evaluate(model, split, protocol, corpus=corpus.name, ranks=ranks, progress=progress)
     names = ("bits_per_byte", "bits_per_character", "bits_per_pixel", "perplexity", "accuracy", "value")
     numbers = {name: getattr(score, name) for name in names}
     return {

@@ -321,8 +321,8 @@ class LanguageModel(nn.Module):
         """Where the paper stops the gradient between segments."""
         return tensor if self.memory_carries_gradient else tensor.detach()
 
-    def _drop(self, hidden: Tensor) -> Tensor:
-        return dropout(hidden, self.config.dropout, self.training)
+    def _drop(self, hidden: Tensor, lanes: bool = True) -> Tensor:
+        return dropout(hidden, self.config.dropout, self.training, lanes)
 
     @property
     def _attention_dropout(self) -> float:

@@ -106,7 +106,7 @@ class RelativeModel(LanguageModel):
 
     def _codes(self, distances: Tensor, dtype: torch.dtype) -> Tensor:
         """Sinusoids of distances, (P, D), dropped out once for all layers and directions."""
-        return self._drop(sinusoids(distances, self.config.model_width, dtype))
+        return self._drop(sinusoids(distances, self.config.model_width, dtype), lanes=False)
 
     def _table_rows(self, memory: Any, num_keys: int) -> int:
         """How many distances an open segment keeps projected: enough for a whole segment, doubled when it is longer."""

@@ -20,12 +20,17 @@ def compiles(wish: bool | None, steps: int, device: torch.device) -> bool:
     return device.type == "cuda" and has_triton() and steps >= FEWEST_COMPILED if wish is None else wish
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a CUDA GPU when there is one. Raises InputError when it cannot be used."""
+def choose_device(name: str, local: int = 0) -> torch.device:
+    """The device of that name; "auto" is a CUDA GPU when there is one. Raises InputError when it cannot be used.
+
+    `local` is the number of this process on its machine: each takes the GPU of its number.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is None and local:
+            device = torch.device("cuda", local)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         usable = "cpu" + (", cuda" if torch.cuda.is_available() else "")

@@ -61,6 +61,11 @@ class Cell(Protocol):
         """The memory that `read` gives, and nothing else: the critical path."""
         ...
 
+    @property
+    def last(self) -> Callable[[Tensor], Tensor]:
+        """Gives what the last backward of the horizon begins from; ranks sum their gradients while it runs."""
+        ...
+
 
 class Swept(NamedTuple):
     """What a horizon gave, beside the gradients that were added to the parameters."""
@@ -76,11 +81,13 @@ class Swept(NamedTuple):
 def truncated(cell: Cell, memory: Memory) -> Swept:
     """The gradient of every segment alone. A segment that has no share in the objective is read without a graph."""
     told: list[tuple[Tensor, ...]] = []
+    last = max((number for number in range(len(cell)) if not cell.idle(number)), default=None)
     for number in range(len(cell)):
         with torch.set_grad_enabled(not cell.idle(number)):
             segment = cell.read(number, memory.detach())
-        if segment.objective.requires_grad:
-            segment.objective.backward()
+        objective = cell.last(segment.objective) if number == last else segment.objective
+        if objective.requires_grad:
+            objective.backward()
         memory = segment.memory.detach()
         told.append(_detached(segment.told))
     return Swept(_sums(told), memory, None)
@@ -118,6 +125,8 @@ def replay(cell: Cell, memory: Memory, check: bool = False) -> Swept:
         elif check:
             _assert_equal(segment.memory, following, number)
         following = remembered if check else None
+        if number == 0:
+            segment = segment._replace(objective=cell.last(segment.objective))
         handed = _back(segment, handed, leaves)
     return Swept(_sums(told[::-1]), memory, handed)
 
@@ -125,12 +134,14 @@ def replay(cell: Cell, memory: Memory, check: bool = False) -> Swept:
 def _unrolled(cell: Cell, memory: Memory, read: Callable[[int, Any], Segment]) -> Swept:
     remembered: Any = memory.detach()
     told: list[tuple[Tensor, ...]] = []
-    objective: Any = 0.0
+    objectives: list[Tensor] = []
     for number in range(len(cell)):
         segment = read(number, remembered)
-        objective, remembered = objective + segment.objective, segment.memory.handed_on()
+        objectives.append(segment.objective)
+        remembered = segment.memory.handed_on()
         told.append(_detached(segment.told))
-    if isinstance(objective, Tensor) and objective.requires_grad:
+    objective = cell.last(sum(objectives[1:], objectives[0]))
+    if objective.requires_grad:
         objective.backward()
     return Swept(_sums(told), remembered.detach(), None)
 

@@ -1,6 +1,7 @@
 """The folder of a run: what is where in it, and that it holds one run only.
 
 recipe.toml      the resolved recipe
+launch           the name of the job that began it, where the launcher of several processes gave one
 tokenizer/       the tokenizer of the corpus, so that the run can be used without it
 log.jsonl        see log.py
 profile/         recorded steps, where any were asked for
@@ -21,6 +22,7 @@ from typing import Any
 from remanence.config import Recipe, dump_recipe, load_recipe
 from remanence.errors import InputError
 from remanence.files import make_folder, write_text
+from remanence.training.ranks import Ranks
 from remanence.training.shelf import Shelf
 
 
@@ -37,6 +39,10 @@ class RunFolder:
     @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer"
+
+    @property
+    def _launch(self) -> Path:
+        return self.path / "launch"
 
     @property
     def log(self) -> Path:
@@ -77,7 +83,16 @@ class RunFolder:
         if not self.holds_run:
             raise InputError(f"{self.path} holds no run: there is no recipe.toml in it; check the path.")
 
-    def create(self, recipe: Recipe, tokenizer: Any) -> None:
+    def goes_on(self, ranks: Ranks) -> bool:
+        """Whether the processes were started again for a run that they have begun: after one of them had died, or after
+        a machine came or went, which the launcher does not count as a restart.
+        """
+        if not self.holds_run:
+            return False
+        name = self._launch.read_text(encoding="utf-8", errors="replace") if self._launch.is_file() else ""
+        return ranks.restarted or (name == ranks.launch != "")
+
+    def create(self, recipe: Recipe, tokenizer: Any, launch: str = "") -> None:
         """Make the folder with the recipe and the tokenizer in it, in one step. Raises InputError like `check_free`."""
         self.check_free()
         make_folder(self.path.parent, self.path, "--folder")
@@ -87,6 +102,8 @@ class RunFolder:
             make_folder(draft / "checkpoints", self.path, "--folder")
             tokenizer.save(draft / "tokenizer")
             write_text(draft / "recipe.toml", dump_recipe(recipe))
+            if launch:
+                write_text(draft / self._launch.name, launch)
             os.rename(draft, self.path)
         finally:
             shutil.rmtree(draft, ignore_errors=True)

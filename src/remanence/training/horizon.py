@@ -2,6 +2,9 @@
 
     objective = sum of nats / scored tokens + mean over scored segments and lanes of the auxiliary loss
 
+Where several ranks share the lanes, both means are over the lanes of all of them: a rank has its share of the
+objective, and the sum over the ranks is what one process has.
+
 A segment in which nothing is scored is only remembered; it has no share in either mean.
 
 Only here and in `engines.py` are gradients between segments cut; what a model detaches inside a segment is part of its
@@ -15,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,9 +27,14 @@ from remanence.data import Batch
 from remanence.errors import InputError
 from remanence.memory import Memory
 from remanence.models import LanguageModel
+from remanence.ops.dropout import drawn_among
 from remanence.training.engines import ENGINES, Segment
+from remanence.training.ranks import ALONE, Ranks
 
 Read = Callable[..., tuple[Tensor, Tensor, Any]]
+
+SEED_APART = 0x9E3779B97F4A7C15 >> 8
+"""Between the seeds of two lanes; odd, so that those of neighbouring segments do not meet."""
 
 DIFFERENTIATING = tuple(name for name in ENGINES if name != "truncated")
 """The engines that need a memory with gradients."""
@@ -37,10 +45,11 @@ class Horizon:
     """What reading one horizon gave, beside the gradients in the parameters."""
 
     loss: Tensor
-    """Mean nats of the scored tokens, a scalar on the device."""
+    """Mean nats of the scored tokens, a scalar on the device; of several ranks, this one's share of it."""
     auxiliary: Tensor
-    """Mean auxiliary loss over scored segments and lanes, a scalar on the device; 0 for models without one."""
+    """Mean auxiliary loss over scored segments and lanes, likewise; 0 for models without one."""
     scored: int
+    """Tokens that the mean is over, of all ranks."""
     memory: Memory
     """After the last segment, cut from the graph."""
 
@@ -77,6 +86,9 @@ def accumulate_gradients(
     engine: str = "full",
     read: Read = read_segment,
     around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ranks: Ranks = ALONE,
+    counts: Sequence[int] | None = None,
+    last: Callable[[Tensor], Tensor] = lambda objective: objective,
 ) -> Horizon:
     """Add the gradient of the objective over `batches`, consecutive segments of all lanes, to the parameters.
 
@@ -85,33 +97,43 @@ def accumulate_gradients(
     memory are those of reading all lanes at once, to rounding and to the draws of dropout.
 
     Every segment draws from a seed of its own, taken once from torch's global generator: all engines give the same
-    gradients. The global generator of the CPU is left as if nothing else had been drawn.
+    gradients. The global generator of the CPU is left as if nothing else had been drawn. On a CPU any number of ranks
+    draws what one process would; elsewhere, and in a compiled graph, a rank's draws are its own.
 
     engine      a name of `engines.ENGINES`
+    groups      of the lanes of all ranks
     read        `read_segment`, or a compiled one
     around      gives the context in which segments are read, such as autocast
+    ranks       those that share the lanes
+    counts      scored tokens of every batch, over the lanes of all ranks; those of `batches` unless given
+    last        is given the objective of the last backward, and gives what that begins from
+
+    Raises InputError where neither of groups and ranks divides the other.
     """
-    counts = [batch.scored for batch in batches]
-    scored = sum(counts)
-    size = memory.lanes // groups
+    counts = [batch.scored for batch in batches] if counts is None else list(counts)
+    scored, lanes = sum(counts), memory.lanes * ranks.size
+    pieces = _pieces(memory.lanes, groups, ranks)
     parts: list[Memory] = []
     totals: Any = 0.0
-    shares = max(sum(map(bool, counts)), 1) * memory.lanes
+    shares = max(sum(map(bool, counts)), 1) * lanes
     seed = int(torch.randint(2**62, ()))
+    by_lane = read is read_segment and batches[0].tokens.device.type == "cpu"
     state = torch.get_rng_state()
     try:
-        for group in range(groups):
-            part = slice(group * size, (group + 1) * size)
+        for piece in pieces:
+            final = piece is pieces[-1]
             cell = Reading(
                 model,
-                list(batches) if groups == 1 else [lanes_of(batch, part) for batch in batches],
+                list(batches) if len(pieces) == 1 else [lanes_of(batch, piece.lanes) for batch in batches],
                 counts=counts,
                 shares=shares,
-                seed=seed + group * len(batches),
+                seed=seed + piece.group * len(batches) + (0 if by_lane else SEED_APART * piece.offset),
+                among=(piece.offset, piece.size, piece.total) if by_lane else None,
                 read_segment=read,
                 around=around,
+                last=last if final else lambda objective: objective,
             )
-            swept = ENGINES[engine](cell, memory if groups == 1 else memory[part])
+            swept = ENGINES[engine](cell, memory if len(pieces) == 1 else memory[piece.lanes])
             totals = totals + torch.stack(swept.told)
             parts.append(swept.memory)
     finally:
@@ -120,8 +142,41 @@ def accumulate_gradients(
         loss=totals[0] / max(scored, 1),
         auxiliary=totals[1] / shares,
         scored=scored,
-        memory=parts[0] if groups == 1 else Memory.concatenate(parts),
+        memory=parts[0] if len(parts) == 1 else Memory.concatenate(parts),
     )
+
+
+class Piece(NamedTuple):
+    """Lanes of a rank that are read at once: a group of the whole batch, or a part of one."""
+
+    lanes: slice
+    """Among those of the rank."""
+    group: int
+    """The number of the group, of all ranks."""
+    offset: int
+    """The first lane, within the group."""
+    total: int
+    """Lanes of the whole group."""
+
+    @property
+    def size(self) -> int:
+        return self.lanes.stop - self.lanes.start
+
+
+def _pieces(lanes: int, groups: int, ranks: Ranks) -> list[Piece]:
+    """What a rank with so many lanes reads one after the other."""
+    total = lanes * ranks.size // groups
+    if groups % ranks.size == 0:
+        count = groups // ranks.size
+        first = ranks.rank * count
+        return [Piece(slice(each * total, (each + 1) * total), first + each, 0, total) for each in range(count)]
+    if ranks.size % groups:
+        raise InputError(
+            f"training.accumulation is {groups} and there are {ranks.size} processes, but one of the two numbers must "
+            f"be a multiple of the other; set training.accumulation to 1 or {ranks.size}."
+        )
+    group, offset = divmod(ranks.rank * lanes, total)
+    return [Piece(slice(0, lanes), group, offset, total)]
 
 
 @dataclass(frozen=True)
@@ -137,6 +192,9 @@ class Reading:
     seed: int
     read_segment: Read
     around: Callable[[], AbstractContextManager[Any]]
+    last: Callable[[Tensor], Tensor]
+    among: tuple[int, int, int] | None = None
+    """How these lanes lie in the group that is drawn for (`drawn_among`); None where that cannot be asked for."""
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -146,18 +204,20 @@ class Reading:
         return not self.counts[number]
 
     def read(self, number: int, memory: Any) -> Segment:
-        torch.manual_seed(self.seed + number)
-        with self.around():
+        with self._drawing(number), self.around():
             nats, auxiliary, memory = self.read_segment(self.model, self.batches[number], memory)
             if self.idle(number):
                 auxiliary = torch.zeros_like(auxiliary)
             return Segment(nats / max(sum(self.counts), 1) + auxiliary / self.shares, memory, (nats, auxiliary))
 
     def advance(self, number: int, memory: Any) -> Any:
-        torch.manual_seed(self.seed + number)
         batch = self.batches[number]
-        with self.around():
+        with self._drawing(number), self.around():
             return self.model.advance(batch.tokens, memory, batch.starts, batch.lengths)
+
+    def _drawing(self, number: int) -> AbstractContextManager[Any]:
+        torch.manual_seed(self.seed + number)
+        return nullcontext() if self.among is None else drawn_among(*self.among)
 
 
 def lanes_of(batch: Batch, lanes: slice) -> Batch:

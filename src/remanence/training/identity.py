@@ -15,6 +15,7 @@ MAY_CHANGE = (
     "data.corpus",
     "training.device",
     "training.compile",
+    "training.distribution",
     "training.log_every",
     "training.save_every",
     "training.save_minutes",

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""Those that stop a run."""
+
 
 class Interrupted(Exception):
     """The signal arrived where stopping at once harms nothing."""
@@ -18,17 +21,19 @@ class Interrupted(Exception):
 class Interrupts:
     """Remembers the first SIGINT or SIGTERM in `signal`, and ends the process at the second one.
 
-    Used as a context; outside the main thread, where Python allows no handlers, it does nothing.
+    Used as a context; outside the main thread, where Python allows no handlers, it does nothing. `speaking` says
+    whether this process tells the person what it does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, speaking: bool = True) -> None:
+        self.speaking = speaking
         self.signal: int | None = None
         self._before: dict[int, Any] = {}
         self._at_once = False
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {each: signal.signal(each, self._note) for each in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {each: signal.signal(each, self._note) for each in SIGNALS}
         return self
 
     def __exit__(
@@ -52,7 +57,8 @@ class Interrupts:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
-        # Not print: the handler may have interrupted one that holds the stream's lock.
-        os.write(2, b"\nremanence: saving after this step; once more stops at once, without saving.\n")
+        if self.speaking:
+            # Not print: the handler may have interrupted one that holds the stream's lock.
+            os.write(2, b"\nremanence: saving after this step; once more stops at once, without saving.\n")
         if self._at_once:
             raise Interrupted

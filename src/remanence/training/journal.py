@@ -22,6 +22,7 @@ from remanence.training.horizon import Horizon
 from remanence.training.keeper import Keeper
 from remanence.training.log import JsonLines, Sink, TensorBoard
 from remanence.training.progress import Display, duration
+from remanence.training.ranks import Ranks
 from remanence.training.state import State
 from remanence.training.units import Unit
 from remanence.training.weights import count_parameters, weights
@@ -49,10 +50,11 @@ class Journal:
         keeper: Keeper,
     ) -> None:
         self.folder, self.settings, self.state, self.unit, self.keeper = folder, settings, state, unit, keeper
-        self._lines = JsonLines(folder.log, state.progress.step, state.progress.validated_at)
-        self._sinks: list[Sink] = [self._lines]
-        if settings.tensorboard:
-            self._sinks.append(TensorBoard(folder.tensorboard, state.progress.step))
+        self._sinks: list[Sink] = []
+        if state.ranks.first:
+            self._sinks.append(JsonLines(folder.log, state.progress.step, state.progress.validated_at))
+            if settings.tensorboard:
+                self._sinks.append(TensorBoard(folder.tensorboard, state.progress.step))
         self._display = Display(console, settings.steps, state.progress.step)
         self._unread: list[tuple[int, float, Tensor]] = []
         self._recent: deque[dict[str, Any]] = deque(maxlen=STEPS_TOLD)
@@ -82,7 +84,8 @@ class Journal:
         )
         self.say(
             f"{recipe.name}: {recipe.architecture}, {parameters:,} parameters, on {corpus}; {state.precision} on "
-            f"{state.device}; {self.folder.path}" + (f"; resumed at step {state.progress.step:,}" if resumed else "")
+            f"{state.device}{_shared(state.ranks)}; {self.folder.path}"
+            + (f"; resumed at step {state.progress.step:,}" if resumed else "")
         )
         if elsewhere:
             self.say(f"{'; '.join(elsewhere)}: the run goes on, but to rounding, not bit for bit")
@@ -180,25 +183,25 @@ class Journal:
 
     def sync(self) -> None:
         """Bring the log to the disk, before a checkpoint that relies on it."""
-        self._lines.sync()
+        for sink in self._sinks:
+            sink.sync()
 
     def diverged(self, what: str) -> Diverged:
         """The error to raise; what led to it is written down in the run's diverged.json."""
         model = self.state.model
         last = self._recent[-1] if self._recent else {"step": self.state.progress.step, "learning_rate": math.nan}
-        write_json(
-            self.folder.diverged,
-            {
-                "what": what,
-                "recent": [{name: _json(value) for name, value in each.items()} for each in self._recent],
-                "not_finite": {
-                    "weights": [name for name, each in model.named_parameters() if not _finite(each)],
-                    "gradients": [name for name, each in model.named_parameters() if not _finite(each.grad)],
-                },
-                "lanes": self.state.lanes.state(),
-                "precision": self.state.precision,
+        record = {
+            "what": what,
+            "recent": [{name: _json(value) for name, value in each.items()} for each in self._recent],
+            "not_finite": {
+                "weights": [name for name, each in model.named_parameters() if not _finite(each)],
+                "gradients": [name for name, each in model.named_parameters() if not _finite(each.grad)],
             },
-        )
+            "lanes": self.state.lanes.state(),
+            "precision": self.state.precision,
+        }
+        if self.state.ranks.first:
+            write_json(self.folder.diverged, record)
         self.write("diverged", what=what, at=last["step"])
         saved = self.keeper.written_at
         kept = f"the checkpoint of step {saved:,} is kept" if saved else "no checkpoint was due before"
@@ -237,6 +240,10 @@ class Journal:
         self.state.progress.seconds += now - self._mark
         self._window_seconds += now - self._mark
         self._mark = now
+
+
+def _shared(ranks: Ranks) -> str:
+    return "" if ranks.size == 1 else f", lanes shared by {ranks.size} processes"
 
 
 def _finite(tensor: Tensor | None) -> bool:

@@ -77,6 +77,11 @@ class Keeper:
         self._writer.join()
         return self._written_at
 
+    @property
+    def failed(self) -> bool:
+        """Whether `check` would raise."""
+        return self._writer.failed
+
     def check(self) -> None:
         """Raise what a save that has ended failed with. Waits for nothing."""
         self._writer.check()
@@ -143,6 +148,8 @@ class Keeper:
         put: Callable[[Path], None],
     ) -> None:
         """Copy the tensors and let the thread do the rest, after what it is doing."""
+        if not self.state.ranks.first:
+            return
         self._writer.wait()
         taken, arrived = self._copies.take(parts)
         draft = self._shelf.draft(f"{place.name}-{about['step']}.{self._attempt}")

@@ -21,6 +21,10 @@ class Sink(Protocol):
 
     def write(self, record: dict[str, Any]) -> None: ...
 
+    def sync(self) -> None:
+        """Bring what was written to the disk, before a checkpoint that relies on it."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -46,7 +50,6 @@ class JsonLines:
             raise OSError(error.errno, error.strerror, self._file.name) from None
 
     def sync(self) -> None:
-        """Bring what was written to the disk, before a checkpoint that relies on it."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -74,6 +77,9 @@ class TensorBoard:
         for name, value in record.items():
             if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
                 self._writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    def sync(self) -> None:
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()

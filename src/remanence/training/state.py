@@ -2,7 +2,7 @@
 
     model.safetensors       the weights
     optimizer.safetensors   running means and counts of the optimizer
-    state.safetensors       history of every lane, states of the generators
+    state.safetensors       states of the generators
     lanes-0-8.safetensors   the memory of lanes 0 to 7; there may be several such files
     checkpoint.json         the rest: step, position of the lanes, what the log has half summed up
 
@@ -25,6 +25,7 @@ from remanence.models import LanguageModel
 from remanence.training.checkpoint import Checkpoint
 from remanence.training.optimizer import optimizer_state, restore_optimizer
 from remanence.training.precision import Precision
+from remanence.training.ranks import ALONE, Ranks
 from remanence.training.weights import load_weights, weights
 
 LANES = "lanes-"
@@ -63,23 +64,18 @@ class State:
     optimizer: torch.optim.Optimizer
     lanes: Lanes
     memory: Memory
+    """Of the lanes of this rank."""
     precision: Precision
     device: torch.device
     compiled: bool = False
     """Whether the model is read by a compiled graph, which rounds in another order."""
+    ranks: Ranks = ALONE
     progress: Progress = field(default_factory=Progress)
-    history: Tensor = field(init=False)
-    """(B,) tokens that each lane has read since its memory was empty."""
-
-    def __post_init__(self) -> None:
-        self.history = torch.zeros(self.lanes.lanes, dtype=torch.int64)
 
     def next_batch(self) -> Batch:
-        """The next segment of every lane, on the device."""
+        """The next segment of every lane of this rank, on the device."""
         batch = self.lanes.next()
-        self.history.masked_fill_(batch.starts, 0)
-        self.progress.reach = max(self.progress.reach, int(self.history.max()))
-        self.history += batch.tokens.shape[1] if batch.lengths is None else batch.lengths
+        self.progress.reach = max(self.progress.reach, self.lanes.remembered)
         return batch.to(self.device)
 
     @property
@@ -96,13 +92,19 @@ class State:
         return {
             "model": weights(self.model),
             "optimizer": optimizer_state(self.optimizer, self.model),
-            "state": {"history": self.history, **_generators(self.device)},
+            "state": _generators(self.device),
         }
 
     def memory_part(self) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
         """The name of the file that the memory goes to, its tensors, and what they mean, for JSON."""
         tensors, description = self.memory.state()
-        return f"{LANES}0-{self.lanes.lanes}", tensors, description
+        lanes = self._own_lanes
+        return f"{LANES}{lanes.start}-{lanes.stop}", tensors, description
+
+    @property
+    def _own_lanes(self) -> range:
+        """The lanes of this rank."""
+        return range(self.lanes.lanes)[self.lanes.part]
 
     def description(self) -> dict[str, Any]:
         """The rest of a checkpoint, for JSON."""
@@ -117,17 +119,22 @@ class State:
     def machine(self) -> dict[str, Any]:
         """What the rounding of numbers depends on beside the run itself."""
         threads = torch.get_num_threads()
-        return {"torch": torch.__version__, "device": self.device.type, "threads": threads, "compiled": self.compiled}
+        return {
+            "torch": torch.__version__,
+            "device": self.device.type,
+            "threads": threads,
+            "compiled": self.compiled,
+            "ranks": self.ranks.size,
+        }
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Become what was saved. Raises InputError when the checkpoint is damaged or of another model."""
         description = checkpoint.about["resumption"]
-        memory = _read_memory(checkpoint, range(self.lanes.lanes), self.device)
+        memory = _read_memory(checkpoint, self._own_lanes, self.device)
         load_weights(self.model, checkpoint.tensors("model"), str(checkpoint.folder))
         restore_optimizer(self.optimizer, self.model, checkpoint.tensors("optimizer"))
         self.memory = memory
         tensors = checkpoint.tensors("state")
-        self.history = tensors["history"].clone()
         self.lanes.restore(description["lanes"])
         self.precision = description["precision"]
         told = description["progress"]

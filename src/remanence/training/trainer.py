@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from remanence.config import Recipe, SettingWarning
 from remanence.config.recipe import table_of
@@ -31,13 +32,15 @@ from remanence.training.device import choose_device, compiles
 from remanence.training.folder import RunFolder
 from remanence.training.horizon import accumulate_gradients, choose_engine, read_segment
 from remanence.training.identity import check_same_run
-from remanence.training.interrupts import Interrupted, Interrupts
+from remanence.training.interrupts import SIGNALS, Interrupted, Interrupts
 from remanence.training.journal import Journal
 from remanence.training.keeper import Keeper
 from remanence.training.log import TensorBoard
 from remanence.training.optimizer import build_optimizer
 from remanence.training.precision import autocast, choose
 from remanence.training.profiling import StepProfiler
+from remanence.training.ranks import ALONE, Ranks
+from remanence.training.replication import Replicated
 from remanence.training.result import Result
 from remanence.training.schedule import learning_rate
 from remanence.training.state import State
@@ -54,6 +57,8 @@ class Trainer:
     validate    called with the model in evaluation mode; gives a dictionary with "nats_per_token" and whatever else the
                 log shall hold. Without it there is no `best`.
     console     where progress is shown; standard error by default
+    ranks       the processes that train together, each with a `Trainer` of its own; what is said and written is the
+                first one's business
     profile     steps to record with PyTorch's profiler, after a few (`profiling.py`)
 
     Raises InputError, before anything is written, when recipe, corpus and folder do not fit each other.
@@ -69,11 +74,12 @@ class Trainer:
         console: Console | None = None,
         resume: bool = False,
         profile: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.recipe = recipe = recipe.sized(corpus.vocab_size)
         self.settings = settings = recipe.training
-        self.corpus, self.validate, self.resume = corpus, validate, resume
-        self.console = console or Console(stderr=True)
+        self.corpus, self.validate, self.resume, self.ranks = corpus, validate, resume, ranks
+        self.console = (console or Console(stderr=True)) if ranks.first else Console(quiet=True)
         self.folder = RunFolder(Path(folder))
         for name in corpus.splits:
             # A damaged one is found now rather than by the first save, after training.
@@ -84,7 +90,8 @@ class Trainer:
             self.folder.check_free()
         if settings.tensorboard:
             TensorBoard.check_installed()
-        device = choose_device(settings.device)
+        part = ranks.share(settings.lanes)
+        device = choose_device(settings.device, ranks.local)
         model = build(recipe.model, seed=settings.seed).to(device).train()
         self.engine = choose_engine(model, settings.engine)
         if settings.horizon > 1 and self.engine == "truncated" and not settings.engine:
@@ -118,17 +125,23 @@ class Trainer:
                 protocol=recipe.data.protocol,
                 seed=settings.seed,
                 shift=model.shift,
+                part=part,
             ),
-            memory=model.init_memory(lanes=settings.lanes),
+            memory=model.init_memory(lanes=part.stop - part.start),
             precision=choose(settings.precision, device),
             device=device,
             compiled=self._is_compiled(device),
+            ranks=ranks,
         )
         self.profiler = None if profile is None else StepProfiler(profile, self.folder.profile, device)
         if self.profiler and not resume:
             self.profiler.check(0, settings.steps, self._goes_aside)
         self.keeper = Keeper(self.folder, recipe, corpus, self.state)
         self._read_segment = torch.compile(read_segment, dynamic=False) if self.state.compiled else read_segment
+        self._interrupts = Interrupts()
+        self._signal: int | None = None
+        self._time_to_save = False
+        self._last: Callable[[Tensor], Tensor] = _unchanged
 
     @property
     def model(self) -> LanguageModel:
@@ -142,13 +155,22 @@ class Trainer:
         """
         keep_freed_memory()
         torch.manual_seed(self.settings.seed)
-        if not self.resume:
-            self.folder.create(self.recipe, self.corpus.tokenizer)
         unit = unit_of(self.corpus.unit, self.state.lanes.split.counts)
-        with self.folder.locked(), Interrupts() as interrupts:
-            elsewhere = self.keeper.restore() if self.resume else []
-            if self.profiler and self.resume:
-                self.profiler.check(self.state.progress.step, self.settings.steps, self._goes_aside)
+        with ExitStack() as held:
+            with self.ranks.together():
+                if self.ranks.first:
+                    if not self.resume:
+                        self.folder.create(self.recipe, self.corpus.tokenizer, self.ranks.launch)
+                    held.enter_context(self.folder.locked())
+            self._interrupts = interrupts = held.enter_context(Interrupts(self.ranks.first))
+            elsewhere: list[str] = []
+            with self.ranks.together():
+                if self.resume:
+                    elsewhere = self.keeper.restore()
+                if self.profiler and self.resume:
+                    self.profiler.check(self.state.progress.step, self.settings.steps, self._goes_aside)
+            if self.ranks.size > 1:
+                self._last = Replicated(self.model).last
             with (
                 Journal(self.folder, self.settings, self.state, unit, self.console, self.keeper) as journal,
                 self.keeper,
@@ -160,7 +182,7 @@ class Trainer:
                 if not finished and self.state.progress.step > self.keeper.asked_at:
                     self._save(journal)
                 self._settle(journal)
-                journal.ended(None if finished else interrupts.signal)
+                journal.ended(self._signal)
         progress = self.state.progress
         return Result(
             steps=progress.step,
@@ -169,8 +191,13 @@ class Trainer:
             stalled=progress.stalled,
             best=progress.best,
             folder=self.folder.path,
-            signal=None if finished else interrupts.signal,
+            signal=self._signal,
         )
+
+    def stop_if_interrupted(self, *_: object) -> None:
+        """Raise `Interrupted` where a signal has arrived; for what `validate` calls now and then."""
+        if self._interrupts.signal is not None:
+            raise Interrupted
 
     def _is_compiled(self, device: torch.device) -> bool:
         """Raises InputError where the sweep ahead of replay, which is not compiled, would draw other dropout."""
@@ -186,45 +213,49 @@ class Trainer:
         return not drawn and compiles(settings.compile, settings.steps, device)
 
     def _loop(self, journal: Journal, interrupts: Interrupts) -> bool:
-        """Train, validate and save until the last step is done (True) or a signal arrives (False)."""
+        """Train, validate and save until the last step is done (True) or a signal arrives, on any rank (False)."""
         settings, progress = self.settings, self.state.progress
-        while interrupts.signal is None:
+        while self._signal is None:
             last = progress.step >= settings.steps
             validate = self.validate if self._is_due(settings.validate_every, last) else None
             if progress.step == progress.validated_at:
                 validate = None
-            due = validate or last or self._is_due(settings.save_every, last) or self.keeper.is_time
+            due = validate or last or self._is_due(settings.save_every, last) or self._time_to_save
             if progress.step > self.keeper.asked_at and due:
                 # Before validating, which may fail, or take long: no step is lost by it.
                 self._save(journal)
             if validate:
                 try:
-                    with interrupts.at_once():
+                    # Several ranks must go the same way: `stop_if_interrupted` is asked where they meet.
+                    with interrupts.at_once() if self.ranks.size == 1 else nullcontext():
                         measured = self._validate(journal, validate)
                 except Interrupted:
+                    self._agree(interrupts)
                     return False
                 self._judge(journal, measured)
                 if last:
                     self._save(journal)
             if last:
                 return True
-            self.keeper.check()
             if self.profiler:
                 self.profiler.before(progress.step)
-            self._step(journal)
+            self._step(journal, interrupts)
             if self.profiler and (told := self.profiler.after(progress.step)):
                 journal.say(told)
         return False
 
-    def _step(self, journal: Journal) -> None:
-        """One update of the weights."""
+    def _step(self, journal: Journal, interrupts: Interrupts) -> None:
+        """One update of the weights, and in the same breath what all ranks know of signals before the next one."""
         state, settings = self.state, self.settings
         rate = learning_rate(settings, state.progress.step)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         batches = [state.next_batch() for _ in range(settings.horizon)]
-        nats, scored = 0.0, 0
-        for part in [[batch] for batch in batches] if settings.coasting_steps else [batches]:
+        counts = self._agree(interrupts, [batch.scored for batch in batches])
+        told: Any = 0.0
+        scored = 0
+        parts = [[batch] for batch in batches] if settings.coasting_steps else [batches]
+        for part in parts:
             state.optimizer.zero_grad(set_to_none=True)
             horizon = accumulate_gradients(
                 state.model,
@@ -234,11 +265,16 @@ class Trainer:
                 engine=self.engine,
                 read=self._read_segment,
                 around=partial(autocast, state.precision, state.device),
+                ranks=self.ranks,
+                counts=[counts.pop(0) for _ in part],
+                last=self._last,
             )
             state.memory = horizon.memory
-            nats, scored = nats + horizon.loss * horizon.scored, scored + horizon.scored
-            if settings.coasting_steps and not horizon.scored:
-                for parameter in state.model.parameters():
+            scored += horizon.scored
+            told += torch.stack([horizon.loss * horizon.scored, horizon.auxiliary / len(parts)])
+            for parameter in state.model.parameters():
+                if parameter.grad is None:
+                    # Whether anything reached it may depend on the text, which is another one on another rank.
                     parameter.grad = torch.zeros_like(parameter)
             gradients = [each.grad for each in state.model.parameters() if each.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
@@ -246,7 +282,27 @@ class Trainer:
                 nn.utils.clip_grads_with_norm_(state.model.parameters(), settings.clip_norm, norm)
             state.optimizer.step()
         state.progress.step += 1
-        journal.trained(rate, dataclasses.replace(horizon, loss=nats / max(scored, 1), scored=scored), norm)
+        nats, auxiliary = self.ranks.sum(told)
+        horizon = dataclasses.replace(horizon, loss=nats / max(scored, 1), auxiliary=auxiliary, scored=scored)
+        journal.trained(rate, horizon, norm)
+
+    def _agree(self, interrupts: Interrupts, counts: Sequence[int] = ()) -> list[int]:
+        """Learn whether a signal has reached any rank, or the time of a checkpoint has come; sums of counts over all.
+
+        Raises what the save of any rank has failed with.
+        """
+        if self.ranks.size == 1:
+            self._signal, self._time_to_save = interrupts.signal, self.keeper.is_time
+            self.keeper.check()
+            return list(counts)
+        flags = [*(interrupts.signal == each for each in SIGNALS), self.keeper.is_time, self.keeper.failed]
+        sums = self.ranks.sum(torch.tensor([*map(int, flags), *counts])).tolist()
+        *signals, self._time_to_save, failed = map(bool, sums[: len(flags)])
+        self._signal = next((each for each, arrived in zip(SIGNALS, signals, strict=True) if arrived), None)
+        if failed:
+            with self.ranks.together():
+                self.keeper.check()
+        return sums[len(flags) :]
 
     def _goes_aside(self, step: int) -> bool:
         """Whether something else than a step is done after this one."""
@@ -278,19 +334,23 @@ class Trainer:
         journal.validated(measured, better)
         if better:
             progress.best = {"step": progress.step, **measured}
-            with journal.held():
+            with journal.held(), self.ranks.together():
                 self.keeper.save_best()
 
     def _save(self, journal: Journal) -> None:
         if self.profiler:
             self.profiler.drop()
-        with journal.held():
+        with journal.held(), self.ranks.together():
             journal.check_weights()
             self.keeper.save_last(before=journal.sync)
 
     def _settle(self, journal: Journal) -> None:
-        with journal.held():
+        with journal.held(), self.ranks.together():
             self.keeper.settle()
+
+
+def _unchanged(objective: Tensor) -> Tensor:
+    return objective
 
 
 def _check_horizon(recipe: Recipe, corpus: Corpus, shift: int) -> None:

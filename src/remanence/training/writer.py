@@ -20,6 +20,11 @@ class Writer:
         self._thread = threading.Thread(target=self._do, args=(job,), name="checkpoint", daemon=True)
         self._thread.start()
 
+    @property
+    def failed(self) -> bool:
+        """Whether a job has ended by an error that nobody was told."""
+        return self._error is not None
+
     def check(self) -> None:
         """Raise what the job raised, if it has ended by an error. Waits for nothing."""
         if self._thread is not None and not self._thread.is_alive():

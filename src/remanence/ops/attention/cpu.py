@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from remanence.ops.attention.shift import shift
-from remanence.ops.dropout.bits import masked, random_mask
+from remanence.ops.dropout.bits import lanes_drawn_for, masked, random_mask
 
 LN2 = math.log(2)
 CHUNK_ELEMENTS = 1 << 21
@@ -108,7 +108,7 @@ class _Attention(torch.autograd.Function):
             context = queries.new_empty(heads, lanes, rows, width)
             total, top = (queries.new_empty(heads, lanes, rows, 1, dtype=exact) for _ in range(2))
             kept, dropped = [], []
-            for part in _chunks(heads, lanes * rows * num_keys):
+            for part in _chunks(heads, lanes_drawn_for(lanes) * rows * num_keys):
                 scores = _scores(content[part], keys[part], asked, table, numbers, part, offset)
                 if hidden is not None:
                     scores += hidden
@@ -119,7 +119,7 @@ class _Attention(torch.autograd.Function):
                 weights = masses.to(dtype)
                 read = weights
                 if rate:
-                    read = masked(weights, random_mask(weights.shape, rate))
+                    read = masked(weights, random_mask(weights.shape, rate, lanes=1))
                     dropped.append(read)
                 kept.append(weights)
                 found = torch.bmm(read.flatten(0, 1), values[part].flatten(0, 1)).unflatten(0, (-1, lanes))

@@ -1,5 +1,5 @@
 """Dropout at the price of its random bits."""
 
-from remanence.ops.dropout.bits import add_dropped, dropout
+from remanence.ops.dropout.bits import add_dropped, drawn_among, dropout
 
-__all__ = ["add_dropped", "dropout"]
+__all__ = ["add_dropped", "drawn_among", "dropout"]

@@ -7,13 +7,18 @@ met to within 1/65536.
 
 turns the number n of a word into random bits: SplitMix64 (Steele, Lea & Flood 2014), with a seed s from torch's
 generator. All words are made at once, by all threads, and do not depend on how many there are; the generator itself
-makes one after the other. Decisions are kept as 0 and 1 of 16 bits: by such a number the bits of a value of 16 bits
+makes one after the other. So the words of some lanes of a batch can be made without those of the others
+(`drawn_among`). Decisions are kept as 0 and 1 of 16 bits: by such a number the bits of a value of 16 bits
 are multiplied, with no conversion.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Int16
@@ -30,17 +35,44 @@ ROWS = 32
 """Times so many words are scrambled at once: 2 MiB, which stay in the cache."""
 
 
-def dropout(values: Float[Tensor, "*shape"], rate: float, training: bool = True) -> Float[Tensor, "*shape"]:
+class Among(NamedTuple):
+    """Which lanes of how many the masks are for."""
+
+    first: int
+    lanes: int
+    total: int
+
+
+_among: ContextVar[Among | None] = ContextVar("among", default=None)
+
+
+@contextmanager
+def drawn_among(first: int, lanes: int, total: int) -> Iterator[None]:
+    """Inside, masks are those that `lanes` lanes have in a batch of `total` lanes, `first` ones being before them.
+
+    Only where masks are ours: on a CPU, outside of compiled graphs.
+    """
+    token = _among.set(Among(first, lanes, total) if lanes < total else None)
+    try:
+        yield
+    finally:
+        _among.reset(token)
+
+
+def dropout(
+    values: Float[Tensor, "*shape"], rate: float, training: bool = True, lanes: bool = True
+) -> Float[Tensor, "*shape"]:
     """Drop each value with probability `rate` and scale the rest by 1 / (1 - rate).
 
     Randomness comes from torch's global generator of the device. On a GPU, and inside a compiled graph, torch's own
-    fused dropout is the faster one and is used.
+    fused dropout is the faster one and is used. `lanes` says whether the values are those of lanes, one after the
+    other; what all lanes share has one mask for all.
     """
     if not training or rate == 0:
         return values
     if values.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(values, rate)
-    return _BitDropout.apply(values, rate)  # type: ignore[return-value]
+    return _BitDropout.apply(values, rate, lanes)  # type: ignore[return-value]
 
 
 def add_dropped(
@@ -56,9 +88,20 @@ def add_dropped(
 
 def random_words(count: int) -> Int[Tensor, " n"]:
     """64-bit random numbers from the global CPU generator, or from a seed that it gives."""
-    if count <= FEW_WORDS:
-        return torch.empty(count, dtype=torch.int64).random_(-(1 << 63), None)
-    seed = int(torch.empty((), dtype=torch.int64).random_(-(1 << 63), None))
+    return _drawn(count) if count <= FEW_WORDS else _words(_seed(), count)
+
+
+def _drawn(count: int) -> Int[Tensor, " n"]:
+    return torch.empty(count, dtype=torch.int64).random_(-(1 << 63), None)
+
+
+def _seed() -> int:
+    return int(_drawn(1))
+
+
+def _words(seed: int, count: int, begin: int = 0) -> Int[Tensor, " n"]:
+    """Words from number `begin` on."""
+    seed = (seed + begin * GAMMA + (1 << 63)) % (1 << 64) - (1 << 63)
     starts = torch.arange(0, count, FEW_WORDS).mul_(GAMMA).add_(seed)[:, None]
     steps = torch.arange(FEW_WORDS).mul_(GAMMA)
     words = steps.new_empty(len(starts), FEW_WORDS)
@@ -79,11 +122,45 @@ def _scramble(words: Int[Tensor, "R n"], moved: Int[Tensor, "R n"]) -> None:
             words.mul_(factor)
 
 
-def random_mask(shape: torch.Size, rate: float) -> Int16[Tensor, "*shape"]:
-    """Ones, and zeros with probability `rate` (to within 1/65536), from the global CPU generator."""
-    count = shape.numel()
+def random_mask(shape: torch.Size, rate: float, lanes: int | None = 0) -> Int16[Tensor, "*shape"]:
+    """Ones, and zeros with probability `rate` (to within 1/65536), from the global CPU generator.
+
+    `lanes` is the axis of the lanes, which may be flattened with those that follow; None where all lanes share the
+    mask.
+    """
+    among = None if lanes is None else _among.get()
+    if among is None:
+        numbers = _numbers(random_words, shape.numel())
+    else:
+        numbers = _numbers_among(shape[:lanes].numel(), shape[lanes:].numel(), among)
     threshold = min(round(rate * LEVELS), LEVELS - 1) - LEVELS // 2
-    return random_words(-(-count // 4)).view(torch.int16)[:count].ge_(threshold).view(shape)
+    return numbers.ge_(threshold).view(shape)
+
+
+def lanes_drawn_for(lanes: int) -> int:
+    """Of how many lanes the whole batch is that these are drawn among."""
+    among = _among.get()
+    return lanes if among is None else among.total
+
+
+def _numbers(words: Callable[[int], Tensor], count: int, spare: int = 0) -> Int16[Tensor, " n"]:
+    """So many numbers of 16 bits, after a few spare ones."""
+    return words(-(-(spare + count) // 4)).view(torch.int16)[spare : spare + count]
+
+
+def _numbers_among(outer: int, inner: int, among: Among) -> Int16[Tensor, " n"]:
+    """What the lanes have of the numbers of all: `outer` blocks, each of `inner` numbers for these lanes."""
+    size, rest = divmod(inner, among.lanes)
+    assert not rest, "a mask of lanes must have the same size for each"
+    count = outer * among.total * size
+    if -(-count // 4) <= FEW_WORDS:
+        whole = _numbers(random_words, count).view(outer, among.total, size)
+        return whole[:, among.first : among.first + among.lanes].flatten()
+    seed, parts = _seed(), []
+    for block in range(outer):
+        begin, spare = divmod((block * among.total + among.first) * size, 4)
+        parts.append(_numbers(partial(_words, seed, begin=begin), inner, spare))
+    return parts[0] if outer == 1 else torch.cat(parts)
 
 
 def mask_(values: Float[Tensor, "*shape"], mask: Int16[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -103,8 +180,8 @@ def masked(values: Float[Tensor, "*shape"], mask: Int16[Tensor, "*shape"]) -> Fl
 
 class _BitDropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, rate: float) -> Tensor:
-        mask = random_mask(values.shape, rate)
+    def forward(ctx: Any, values: Tensor, rate: float, lanes: bool) -> Tensor:
+        mask = random_mask(values.shape, rate, 0 if lanes else None)
         ctx.save_for_backward(mask)
         ctx.scale = 1 / (1 - rate)
         return masked(values, mask).mul_(ctx.scale)
@@ -113,7 +190,7 @@ class _BitDropout(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (mask,) = ctx.saved_tensors
-        return masked(grad, mask).mul_(ctx.scale), None
+        return masked(grad, mask).mul_(ctx.scale), None, None
 
 
 class _AddDropped(torch.autograd.Function):
