@@ -157,6 +157,8 @@ def joined() -> Iterator[Ranks]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=_patience()))
     try:
         yield ranks
+        # Whoever leaves while another still speaks to it takes that one down.
+        ranks.barrier()
     finally:
         dist.destroy_process_group()
 

@@ -23,7 +23,7 @@ class Replicated:
     """Sums the gradients of a model over all ranks. Raises RuntimeError where the ranks' models differ in shape."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._parallel = DistributedDataParallel(_Passing(model), broadcast_buffers=False, gradient_as_bucket_view=True)
+        self._parallel = DistributedDataParallel(_Passing(model), gradient_as_bucket_view=True)
         self._parallel.register_comm_hook(None, _sum)
 
     def last(self, objective: Tensor) -> Tensor:
@@ -36,11 +36,10 @@ class _Passing(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.trained = nn.ParameterList(each for each in model.parameters() if each.requires_grad)
 
     def forward(self, objective: Tensor) -> Tensor:
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        return _NamingInputs.apply(objective, *trained)  # type: ignore[return-value]
+        return _NamingInputs.apply(objective, *self.trained)  # type: ignore[return-value]
 
 
 class _NamingInputs(Function):
@@ -55,7 +54,7 @@ class _NamingInputs(Function):
         return grad, *[None] * ctx.count
 
 
-def _sum(state: object, bucket: Any) -> Any:
+def _sum(state, bucket):  # type: ignore[no-untyped-def]  # PyTorch looks for its own annotation or none
     """Sums, where the usual hook takes means: the objective of a rank is its share of the mean over all lanes."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None

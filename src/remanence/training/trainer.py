@@ -171,6 +171,7 @@ class Trainer:
                     self.profiler.check(self.state.progress.step, self.settings.steps, self._goes_aside)
             if self.ranks.size > 1:
                 self._last = Replicated(self.model).last
+                held.callback(setattr, self, "_last", _unchanged)
             with (
                 Journal(self.folder, self.settings, self.state, unit, self.console, self.keeper) as journal,
                 self.keeper,
