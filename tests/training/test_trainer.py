@@ -372,11 +372,11 @@ def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before(
 
     real, calls = checkpoint.save_file, []
 
-    def save_file(*arguments: Any) -> None:
+    def save_file(*arguments: Any, **named: Any) -> None:
         calls.append(1)
         if len(calls) > 5:
             raise OSError(28, "No space left on device")
-        real(*arguments)
+        real(*arguments, **named)
 
     recipe = make_recipe()
     train(recipe, tmp_path / "whole").run()
