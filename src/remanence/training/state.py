@@ -24,11 +24,10 @@ from remanence.memory import Distances, Memory
 from remanence.models import LanguageModel
 from remanence.training.checkpoint import Checkpoint
 from remanence.training.optimizer import optimizer_state, restore_optimizer
+from remanence.training.parts import LANES, Parts
 from remanence.training.precision import Precision
 from remanence.training.ranks import ALONE, Ranks
 from remanence.training.weights import load_weights, weights
-
-LANES = "lanes-"
 
 
 @dataclass
@@ -87,19 +86,14 @@ class State:
         ahead = possible.ahead if possible.ahead is None else min(possible.ahead, max(reach, 1))
         return Distances(back=back, ahead=ahead)
 
-    def parts(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors of a checkpoint, by file, but for the memory."""
-        return {
-            "model": weights(self.model),
-            "optimizer": optimizer_state(self.optimizer, self.model),
-            "state": _generators(self.device),
-        }
-
-    def memory_part(self) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-        """The name of the file that the memory goes to, its tensors, and what they mean, for JSON."""
-        tensors, description = self.memory.state()
-        lanes = self._own_lanes
-        return f"{LANES}{lanes.start}-{lanes.stop}", tensors, description
+    def parts(self) -> Parts:
+        """The tensors of a checkpoint that this rank writes."""
+        parts = Parts(self.ranks)
+        parts.add("model", weights(self.model))
+        parts.add("optimizer", optimizer_state(self.optimizer, self.model))
+        parts.add("state", _generators(self.device))
+        parts.add_memory(self.memory, self._own_lanes)
+        return parts
 
     @property
     def _own_lanes(self) -> range:

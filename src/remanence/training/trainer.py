@@ -163,10 +163,8 @@ class Trainer:
                         self.folder.create(self.recipe, self.corpus.tokenizer, self.ranks.launch)
                     held.enter_context(self.folder.locked())
             self._interrupts = interrupts = held.enter_context(Interrupts(self.ranks.first))
-            elsewhere: list[str] = []
+            elsewhere = self.keeper.restore() if self.resume else []
             with self.ranks.together():
-                if self.resume:
-                    elsewhere = self.keeper.restore()
                 if self.profiler and self.resume:
                     self.profiler.check(self.state.progress.step, self.settings.steps, self._goes_aside)
             if self.ranks.size > 1:
@@ -301,8 +299,7 @@ class Trainer:
         *signals, self._time_to_save, failed = map(bool, sums[: len(flags)])
         self._signal = next((each for each, arrived in zip(SIGNALS, signals, strict=True) if arrived), None)
         if failed:
-            with self.ranks.together():
-                self.keeper.check()
+            self.keeper.settle()
         return sums[len(flags) :]
 
     def _goes_aside(self, step: int) -> bool:
@@ -335,18 +332,19 @@ class Trainer:
         journal.validated(measured, better)
         if better:
             progress.best = {"step": progress.step, **measured}
-            with journal.held(), self.ranks.together():
+            with journal.held():
                 self.keeper.save_best()
 
     def _save(self, journal: Journal) -> None:
         if self.profiler:
             self.profiler.drop()
-        with journal.held(), self.ranks.together():
-            journal.check_weights()
+        with journal.held():
+            with self.ranks.together():
+                journal.check_weights()
             self.keeper.save_last(before=journal.sync)
 
     def _settle(self, journal: Journal) -> None:
-        with journal.held(), self.ranks.together():
+        with journal.held():
             self.keeper.settle()
 
 
