@@ -5,8 +5,8 @@
 
 What holds training is the copying, and the save before where that is still being written.
 
-Of several ranks each writes its own parts into the same draft, and last a page with their sizes and hashes. The first one
-waits for the pages of all, joins them to one description, and renames the draft. Threads speak through files alone.
+Of several ranks each writes its own parts into the same draft, and last a page with their sizes and hashes. The first
+one waits for the pages of all, joins them to one description, and renames the draft. Threads speak through files alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from remanence.training.parts import Parts
 from remanence.training.state import State
 from remanence.training.weights import weights
 from remanence.training.writer import Writer
-
 
 PATIENCE, LEAVING = 600.0, 20.0
 """Seconds in which another rank must have written its parts; and when this one is on its way out by an error."""
@@ -244,8 +243,9 @@ class Keeper:
 
     @contextmanager
     def _failing(self, place: Path, draft: Path) -> Iterator[None]:
-        """Turns what can go wrong while a checkpoint is written into one sentence, and leaves no draft where no other rank may
-        still be writing to it.
+        """Turns what can go wrong while a checkpoint is written into one sentence.
+
+        Leaves no draft, where no other rank may still be writing to it.
         """
         try:
             yield
