@@ -51,7 +51,7 @@ class Arguments:
     """What every run gets equally much of: text, measured time of training steps, or counted FLOPs."""
     amount: Annotated[float | None, option("X")] = None
     """How much of it a run gets: tokens, seconds or FLOPs; what the steps of the first recipe take unless given."""
-    corpus: Annotated[Path | None, option("DIR")] = None
+    corpus: Annotated[str | None, option("DIR|URL")] = None
     """A prepared corpus for all recipes."""
     folder: Annotated[Path | None, option("DIR")] = None
     """Where everything goes; comparisons/NAME with the name of the corpus unless given."""
@@ -249,10 +249,10 @@ def _recipes(paths: Sequence[Path], overrides: Sequence[Sequence[str]]) -> list[
     return recipes
 
 
-def _moved(recipe: Recipe, corpus: Path | None) -> Recipe:
+def _moved(recipe: Recipe, corpus: str | None) -> Recipe:
     if corpus is None:
         return recipe
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, corpus=str(corpus)))
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, corpus=corpus))
 
 
 def _sorted_out(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:

@@ -55,7 +55,7 @@ class Arguments:
     """published: one stream, nothing is forgotten; document: the memory is forgotten where a document begins."""
     lanes: Annotated[int | None, option("N")] = None
     """Parts of the text that are read side by side, each beginning without memory; 1 is cleanest and slowest."""
-    corpus: Annotated[Path | None, option("DIR")] = None
+    corpus: Annotated[str | None, option("DIR|URL")] = None
     """Another prepared corpus than the one of the recipe, made with the same tokenizer."""
     checkpoint: Literal["best", "last"] = "best"
     """The weights with the best validation, or the last ones."""
@@ -109,8 +109,10 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def _corpus(arguments: Arguments, run: Run) -> Corpus:
     from remanence.data import Corpus
+    from remanence.data.places import is_url
 
-    if arguments.corpus is None and not Path(run.recipe.data.corpus).is_dir():
+    there = run.recipe.data.corpus
+    if arguments.corpus is None and not is_url(there) and not Path(there).is_dir():
         raise InputError(
             f"There is no prepared corpus at {run.recipe.data.corpus}, where the run had it; name it with --corpus, or "
             "start from the folder that training was started from."

@@ -15,6 +15,7 @@ from remanence.config import Recipe
 from remanence.config.flags import parse_flags
 from remanence.config.recipe import draft_recipe, settle, take_architecture, unsized
 from remanence.data import Corpus
+from remanence.data.places import is_url
 from remanence.data.published import PUBLISHED
 from remanence.errors import InputError
 from remanence.evaluation.validation import validation, validation_split
@@ -111,6 +112,8 @@ def open_corpus(folder: str) -> Corpus:
     """The prepared corpus that a recipe names. Raises InputError where there is none."""
     if not folder:
         raise InputError("data.corpus is missing; give the folder of a prepared corpus by --data.corpus.")
+    if is_url(folder):
+        return Corpus.open(folder)
     path = Path(folder)
     if not path.is_dir():
         # The standard place of a corpus known by name; the text of any other is the user's.

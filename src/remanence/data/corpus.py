@@ -19,6 +19,7 @@ Opening a split of up to a gigabyte compares its hash; a larger one is compared 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -28,10 +29,10 @@ from typing import Any
 import numpy as np
 
 from remanence.data.manifest import SPLITS, check_manifest, token_type
-from remanence.data.shards import Maps, Shard, Starts, Tokens, shards_of
-from remanence.data.tokenizers import Tokenizer, load_tokenizer
+from remanence.data.places import Place, is_url, place_of
+from remanence.data.shards import Starts, Tokens, shards_of
+from remanence.data.tokenizers import Tokenizer
 from remanence.errors import InputError
-from remanence.files import read_json, sha256_file
 
 HASHED = 1 << 30
 """Bytes of a split up to which its hash is compared when it is opened, which takes a second or two at most."""
@@ -98,27 +99,27 @@ class Split:
 class Corpus:
     """A prepared folder; make one with `remanence prepare`, open it with `Corpus.open`."""
 
-    folder: Path
+    folder: Path | str
+    """A path, or an address."""
     manifest: dict[str, Any]
+    place: Place
 
     @classmethod
     def open(cls, folder: str | Path, verify: bool = False) -> Corpus:
-        """Open a prepared folder.
+        """Open a prepared folder, or one at an address such as "s3://bucket/books" (`places.py`).
 
-        The manifest and the sizes of all files are checked; `verify` reads every file and checks its hash and the
-        range of its token ids too. Raises InputError when anything is missing, damaged or does not fit.
+        The manifest and, in a folder of this machine, the sizes of all files are checked; `verify` reads every file and
+        checks its hash and the range of its token ids too. Raises InputError when anything is missing, damaged or does
+        not fit.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise InputError(
-                f"There is no prepared corpus at {folder}; make one with `remanence prepare` or check the path."
-            )
-        manifest = read_json(folder / "manifest.json", "The manifest of the corpus")
-        check_manifest(str(folder / "manifest.json"), manifest)
-        corpus = cls(folder, manifest)
+        folder = str(folder) if is_url(folder) else Path(folder)
+        place = place_of(folder)
+        manifest = place.manifest()
+        check_manifest(f"{folder}/manifest.json", manifest)
+        corpus = cls(folder, manifest, place)
         for name, entry in manifest["splits"].items():
             for shard in shards_of(name, entry):
-                _check_files(folder, shard, corpus.dtype)
+                place.check(shard, corpus.dtype)
         if verify:
             corpus.verify()
         return corpus
@@ -161,7 +162,7 @@ class Corpus:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        tokenizer = load_tokenizer(self.folder / "tokenizer")
+        tokenizer = self.place.tokenizer()
         if tokenizer.fingerprint != self.manifest["tokenizer"]["fingerprint"]:
             raise InputError(
                 f"The tokenizer in {self.folder} is not the one the corpus was prepared with; prepare it again."
@@ -173,17 +174,18 @@ class Corpus:
         entry = self.manifest["splits"].get(name)
         if entry is None:
             raise InputError(f"The corpus {self.name} has no {name!r} split; it has {', '.join(self.splits)}.")
-        tokens, documents = self._shards(name) if "shards" in entry else self._one(name)
-        if name not in self._compared and len(tokens) * self.dtype.itemsize <= HASHED:
+        one = isinstance(self.folder, Path) and "shards" not in entry
+        tokens, documents = self._one(self.folder, name) if one else self._shards(name)
+        if isinstance(self.folder, Path) and name not in self._compared and len(tokens) * self.dtype.itemsize <= HASHED:
             self._compare(name)
         return Split(
             tokens, self.vocab_size, documents, entry["counts"], self.unit, name, self.scored_last, self.start_token
         )
 
-    def _one(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def _one(self, folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and starts of documents of a split that is one file here."""
-        tokens = np.memmap(self.folder / f"{name}.tokens", self.dtype, mode="r")
-        documents = np.fromfile(self.folder / f"{name}.documents", "<i8").astype(np.int64)
+        tokens = np.memmap(folder / f"{name}.tokens", self.dtype, mode="r")
+        documents = np.fromfile(folder / f"{name}.documents", "<i8").astype(np.int64)
         if documents[0] != 0 or (np.diff(documents) <= 0).any() or documents[-1] >= len(tokens):
             raise InputError(
                 f"The file {name}.documents of the corpus {self.name} does not fit its tokens; prepare it again."
@@ -192,7 +194,7 @@ class Corpus:
 
     def _shards(self, name: str) -> tuple[Tokens, Starts]:
         shards = shards_of(name, self.manifest["splits"][name])
-        reader = Maps(self.folder, shards, self.dtype)
+        reader = self.place.reader(shards, self.dtype)
         return Tokens(shards, self.dtype, reader), Starts(shards, reader, name)
 
     @cached_property
@@ -200,43 +202,43 @@ class Corpus:
         """The splits whose hashes have been found right."""
         return set()
 
-    def _compare(self, name: str) -> None:
-        """Raise InputError where a file of the split has another hash than when it was prepared."""
+    def _compare(self, name: str, split: Split | None = None) -> None:
+        """Raise InputError where a file of the split has another hash than when it was prepared.
+
+        With the split itself its token ids are looked at as well.
+        """
         entry = self.manifest["splits"][name]
         for shard in entry.get("shards", [{"file": name, "sha256": entry["sha256"]}]):
             for kind in ("tokens", "documents"):
-                if sha256_file(self.folder / f"{shard['file']}.{kind}") != shard["sha256"][kind]:
-                    raise InputError(
-                        f"The file {shard['file']}.{kind} of the corpus {self.name} has another hash than its "
-                        "manifest says; it was altered, so prepare the corpus again."
-                    )
+                self._compare_file(
+                    f"{shard['file']}.{kind}", shard["sha256"][kind], split if kind == "tokens" else None
+                )
         self._compared.add(name)
 
     def verify(self) -> None:
         """Read everything once: hashes, token ids, tokenizer. Raises InputError at the first thing that differs."""
         for name in self.splits:
-            self._compare(name)
+            self._compared.add(name)
             split = self.split(name)
+            self._compare(name, split)
             if isinstance(split.documents, Starts):
                 for shard in range(len(split.documents.shards)):
                     split.documents.ranges(shard)
-            for begin in range(0, len(split), 1 << 22):
-                split.check(split.tokens[begin : begin + (1 << 22)])
         self.tokenizer.fingerprint  # noqa: B018  loading it is the check
 
-
-def _check_files(folder: Path, shard: Shard, dtype: np.dtype) -> None:
-    sizes = {"tokens": shard.tokens * dtype.itemsize, "documents": shard.documents * 8}
-    for kind, size in sizes.items():
-        path = folder / f"{shard.file}.{kind}"
-        try:
-            found = path.stat().st_size if path.is_file() else None
-        except OSError:
-            found = None
-        if found is None:
-            raise InputError(f"The corpus in {folder} lacks its file {shard.file}.{kind}; prepare it again.")
-        if found != size:
+    def _compare_file(self, name: str, expected: str, split: Split | None) -> None:
+        digest, wrong = hashlib.sha256(), None
+        for chunk in self.place.chunks(name):
+            digest.update(chunk)
+            if split is not None and wrong is None:
+                try:
+                    split.check(np.frombuffer(chunk, self.dtype))
+                except InputError as error:
+                    wrong = error
+        if digest.hexdigest() != expected:
             raise InputError(
-                f"The file {path} has {found} bytes and its manifest says {size}; "
-                "it was cut short or altered, so prepare the corpus again."
+                f"The file {name} of the corpus {self.name} has another hash than its manifest says; it was altered, "
+                "so prepare the corpus again."
             )
+        if wrong is not None:
+            raise wrong
