@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from remanence.cli import main
 from remanence.data import Corpus, Lanes, remote
 from remanence.data.prepare import prepare
 from remanence.data.remote import Remote
 from remanence.errors import InputError
+from remanence.training.log import read_log
 
 pytest.importorskip("fsspec")
 
@@ -113,6 +115,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "BLOCK", 1024)
     monkeypatch.setattr(remote, "PAUSE", 0.02)
     monkeypatch.setattr(remote, "LONGEST", 0.2)
+    monkeypatch.setattr(remote, "PATIENCE", 30.0)
 
 
 def same(one: Lanes, other: Lanes, steps: int) -> None:
@@ -225,6 +228,57 @@ def test_a_shard_of_another_size_is_told(server: Server, made: Path) -> None:
         file.write(b"more")
     with pytest.raises(InputError, match=r"train-00001.tokens has \d+ bytes and its manifest says"):
         np.asarray(Corpus.open(f"{server.url}/short").split("train").tokens)
+
+
+RECIPE = """
+name = "small"
+[data]
+corpus = "{corpus}"
+protocol = "{protocol}"
+[model]
+architecture = "lamemo"
+segment_length = 16
+memory_length = 16
+num_layers = 1
+model_width = 12
+num_heads = 2
+head_width = 6
+feed_forward_width = 16
+[training]
+steps = 40
+schedule = "constant"
+learning_rate = 0.003
+lanes = 4
+log_every = 1
+save_every = 5
+validate_every = 20
+precision = "float32"
+"""
+
+
+def train(folder: Path, corpus: str, protocol: str, *flags: str) -> list[tuple[int, float]]:
+    """Steps and losses of a run, by the command."""
+    recipe = folder.with_suffix(".toml")
+    recipe.write_text(RECIPE.format(corpus=corpus, protocol=protocol))
+    assert main(["train", str(recipe), "--folder", str(folder), *flags]) == 0
+    return [(record["step"], record["loss"]) for record in read_log(folder / "log.jsonl") if "loss" in record]
+
+
+@pytest.mark.parametrize("protocol", ["published", "document"])
+def test_training_from_afar_has_the_losses_of_training_here_resumed_and_through_a_dead_server(
+    server: Server, made: Path, tmp_path: Path, protocol: str
+) -> None:
+    here = train(tmp_path / "here", str(made / "many"), protocol)
+    assert len(here) == 40
+    train(tmp_path / "there", f"{server.url}/many", protocol, "--training.steps", "20")
+    server.kill()
+    back = threading.Timer(1.0, server.start)
+    back.start()
+    try:
+        there = train(tmp_path / "there", f"{server.url}/many", protocol, "--resume")
+    finally:
+        back.join()
+    assert there == here
 
 
 @pytest.mark.parametrize("scheme", ["memory", "file"])

@@ -224,7 +224,7 @@ def edited(made: Path, folder: Path, edit: Callable[[Any], None]) -> Path:
         lambda found: found[0].update(file="validation-00000"),
         lambda found: found[0].update(file=["train"]),
         lambda found: found[1].update(file="train-00000"),
-        lambda found: found[0].update(tokens=10**30),
+        lambda found: found[0].update(tokens=2**63),
         lambda found: found[0].update(tokens=found[0]["tokens"] + 1),
         lambda found: found[0].update(tokens=-1),
         lambda found: found[0].update(tokens=True),

@@ -18,6 +18,8 @@ from remanence.data.tokenizers import Tokenizer, load_tokenizer
 from remanence.errors import InputError
 from remanence.files import read_json
 
+LARGEST_MANIFEST = 1 << 28
+"""Bytes of a manifest that are read: those of about 800,000 shards."""
 CHUNK = 8 << 20
 """Bytes at once where a whole file is read."""
 
@@ -67,7 +69,7 @@ class Local:
             raise InputError(
                 f"There is no prepared corpus at {self._folder}; make one with `remanence prepare` or check the path."
             )
-        return read_json(self._folder / "manifest.json", "The manifest of the corpus")
+        return read_json(self._folder / "manifest.json", "The manifest of the corpus", LARGEST_MANIFEST)
 
     def check(self, shard: Shard, dtype: np.dtype) -> None:
         sizes = {"tokens": shard.tokens * dtype.itemsize, "documents": shard.documents * 8}

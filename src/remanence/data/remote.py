@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from remanence.data.places import CHUNK
+from remanence.data.places import CHUNK, LARGEST_MANIFEST
 from remanence.data.shards import Reader, Shard, Span
 from remanence.data.tokenizers import Tokenizer, load_tokenizer
 from remanence.errors import InputError, SettingWarning
@@ -66,7 +66,9 @@ class Remote:
         self._sizes: dict[str, int | None] = {}
 
     def manifest(self) -> Any:
-        return self._parsed("manifest.json", self._text("manifest.json"), "The manifest of the corpus")
+        return self._parsed(
+            "manifest.json", self._text("manifest.json", LARGEST_MANIFEST), "The manifest of the corpus"
+        )
 
     def check(self, shard: Shard, dtype: np.dtype) -> None:
         """Nothing: sizes are looked at when a shard is first read, since each costs a request."""
@@ -129,12 +131,12 @@ class Remote:
                 "altered, so copy it there again."
             )
 
-    def _text(self, name: str) -> bytes:
+    def _text(self, name: str, most: int = LARGEST_JSON) -> bytes:
         """A small file as a whole."""
         size = self.size(name)
-        if size is None or size > LARGEST_JSON:
+        if size is None or size > most:
             told = "does not tell its size" if size is None else f"is {size:,} bytes long"
-            raise InputError(f"{self.url}/{name} {told}; {LARGEST_JSON:,} bytes are the most that are read.")
+            raise InputError(f"{self.url}/{name} {told}; {most:,} bytes are the most that are read.")
         return b"".join(self.chunks(name))
 
     def _parsed(self, name: str, data: bytes, what: str) -> Any:
@@ -154,15 +156,15 @@ class Remote:
                 return ask(f"{self._root}/{name}")
             except InputError:
                 raise
-            except FileNotFoundError:
-                raise InputError(
-                    f"There is no file {self.url}/{name}; check the address, or copy the whole corpus there."
-                ) from None
-            except PermissionError as error:
-                raise InputError(
-                    f"{self.url}/{name} may not be read ({_told(error)}); check the credentials that fsspec finds."
-                ) from None
             except Exception as error:  # Every library below raises errors of its own for a lost connection.
+                if isinstance(error, PermissionError) or _status(error) in (401, 403):
+                    raise InputError(
+                        f"{self.url}/{name} may not be read ({_told(error)}); check the credentials that fsspec finds."
+                    ) from None
+                if isinstance(error, FileNotFoundError) and _is_missing(error):
+                    raise InputError(
+                        f"There is no file {self.url}/{name}; check the address, or copy the whole corpus there."
+                    ) from None
                 if _lacks_credentials(error):
                     raise InputError(
                         f"{self.url} needs credentials ({_told(error)}); give them as the tools of the provider do."
@@ -315,6 +317,17 @@ def _cache_size() -> int:
         if (size := int(given)) > 0:
             return size << 20
     raise InputError(f"REMANENCE_READ_CACHE is {given!r}; it must be a whole number of MiB, at least 1.")
+
+
+def _is_missing(error: FileNotFoundError) -> bool:
+    """Whether a file is not there, rather than its server: fsspec says the same of both and keeps the cause."""
+    cause = error.__cause__
+    return cause is None or isinstance(cause, FileNotFoundError) or _status(error) in (404, 410)
+
+
+def _status(error: Exception) -> int:
+    """The HTTP status that an error tells of, itself or by its cause; 0 where there is none."""
+    return getattr(error, "status", 0) or getattr(error.__cause__, "status", 0)
 
 
 def _lacks_credentials(error: Exception) -> bool:
