@@ -174,9 +174,13 @@ class Corpus:
         entry = self.manifest["splits"].get(name)
         if entry is None:
             raise InputError(f"The corpus {self.name} has no {name!r} split; it has {', '.join(self.splits)}.")
-        one = isinstance(self.folder, Path) and "shards" not in entry
-        tokens, documents = self._one(self.folder, name) if one else self._shards(name)
-        if isinstance(self.folder, Path) and name not in self._compared and len(tokens) * self.dtype.itemsize <= HASHED:
+        folder = self.folder
+        if isinstance(folder, Path) and "shards" not in entry:
+            tokens, documents = self._one(folder, name)
+        else:
+            tokens, documents = self._shards(name)
+        small = len(tokens) * self.dtype.itemsize <= HASHED
+        if small and isinstance(folder, Path) and name not in self._compared:
             self._compare(name)
         return Split(
             tokens, self.vocab_size, documents, entry["counts"], self.unit, name, self.scored_last, self.start_token
@@ -202,11 +206,12 @@ class Corpus:
         """The splits whose hashes have been found right."""
         return set()
 
-    def _compare(self, name: str, split: Split | None = None) -> None:
+    def _compare(self, name: str, ids: bool = False) -> None:
         """Raise InputError where a file of the split has another hash than when it was prepared.
 
-        With the split itself its token ids are looked at as well.
+        With `ids` its token ids are looked at as well.
         """
+        split = Split(np.zeros(1, self.dtype), self.vocab_size, name=name) if ids else None
         entry = self.manifest["splits"][name]
         for shard in entry.get("shards", [{"file": name, "sha256": entry["sha256"]}]):
             for kind in ("tokens", "documents"):
@@ -218,9 +223,8 @@ class Corpus:
     def verify(self) -> None:
         """Read everything once: hashes, token ids, tokenizer. Raises InputError at the first thing that differs."""
         for name in self.splits:
-            self._compared.add(name)
+            self._compare(name, ids=True)
             split = self.split(name)
-            self._compare(name, split)
             if isinstance(split.documents, Starts):
                 for shard in range(len(split.documents.shards)):
                     split.documents.ranges(shard)
