@@ -22,9 +22,11 @@ from remanence.data.tokenizers import load_tokenizer
 from remanence.data.tokenizers.byte import ByteTokenizer
 from remanence.errors import InputError
 from remanence.evaluation import Score
-from remanence.files import parse_json, read_header, read_json
+from remanence.files import parse_json, read_header, read_json, write_json
 from remanence.memory import Memory, load_memory
 from remanence.models import config_class, outline
+from remanence.training.checkpoint import ABOUT, FORMAT, _checksum, open_checkpoint
+from remanence.training.run import check_about
 
 MODEL = """name = "small"
 [model]
@@ -139,6 +141,8 @@ def header(entries: dict[str, Any], body: bytes = b"") -> bytes:
         b"",
         (10**18).to_bytes(8, "little") + b"{}",
         header({"a": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}}),
+        header({"a": {"dtype": "F32", "shape": [2**63] * 99, "data_offsets": [0, 4]}}, b"1234"),
+        header({"a": {"dtype": "F32", "shape": [1e300, 2**63, 2**63], "data_offsets": [0, 4]}}, b"1234"),
         header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"1234"),
         header({"a": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}}, b"1234"),
         header({"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}, b"1234"),
@@ -219,6 +223,38 @@ def test_the_tensors_of_a_memory_have_the_shapes_and_types_of_their_fields(tenso
 @pytest.mark.parametrize("value", [[], None, {}, {"protocol": {}}, {"nats": "1"}, {"nats": 1.0, "tokens": 0}])
 def test_what_is_no_score_is_refused(value: Any) -> None:
     refused(lambda: Score.from_json(value))
+
+
+@pytest.mark.parametrize("architecture", ["7", '["lamemo"]', "true"])
+def test_an_architecture_that_is_no_text_is_refused(tmp_path: Path, architecture: str) -> None:
+    (tmp_path / "recipe.toml").write_text(MODEL.replace('"transformer-xl"', architecture))
+    assert "architecture" in refused(lambda: load_recipe(tmp_path / "recipe.toml"))
+
+
+@pytest.mark.parametrize("about", [{}, {"files": {"../../a": {"bytes": 1, "sha256": ""}}}, {"files": {"a": 1}}])
+def test_a_checkpoint_names_plain_files(tmp_path: Path, about: dict[str, Any]) -> None:
+    write_json(tmp_path / ABOUT, (about := {"format": FORMAT, **about}) | {"checksum": _checksum(about)})
+    assert "which files" in refused(lambda: open_checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change", [{"recipe": None}, {"step": -1}, {"corpus": {}}, {"best": 3}, {"distances": {"back": "far"}}]
+)
+def test_a_checkpoint_says_what_a_run_is_made_of(change: dict[str, Any]) -> None:
+    about = {"recipe": {}, "step": 1, "corpus": {"unit": "byte"}, "best": None, "distances": {"back": 1, "ahead": None}}
+    check_about(about, "here")
+    refused(lambda: check_about({**about, **change}, "here"))
+
+
+def test_an_archive_whose_directory_leads_before_the_file_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("text", "text")
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    for version in (content, content.replace(b"PK\x05\x06" + bytes(4), b"PK\x05\x06\xff\xff\xff\x7f")):
+        # Where the directory begins stands six bytes before the end.
+        version[-6:-2] = (2**31).to_bytes(4, "little")
+        (tmp_path / "a.zip").write_bytes(version)
+        assert "decompressed" in refused(lambda: text_of(tmp_path / "a.zip", "text"))
 
 
 def text_of(path: Path, member: str | None = None) -> bytes:

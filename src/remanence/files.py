@@ -148,14 +148,17 @@ def read_header(path: str | Path) -> tuple[dict[str, tuple[int, ...]], dict[str,
     metadata = header.pop("__metadata__", None) or {}
     try:
         shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
-        # Eighths of a byte, for there are numbers of four bits.
-        promised = sum(_BITS[entry["dtype"]] * math.prod(shapes[name]) for name, entry in header.items())
+        bits = {name: _BITS[entry["dtype"]] for name, entry in header.items()}
         sound = all(type(side) is int and side >= 0 for shape in shapes.values() for side in shape)
         sound &= isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"its header is damaged ({type(error).__name__}: {error})") from None
-    if not sound or promised != 8 * (size - 8 - length):
-        raise ValueError(f"its header promises {promised / 8:,.0f} bytes of numbers and it has {size - 8 - length:,}")
+    if not sound:
+        raise ValueError("its header says what is no shape or no metadata")
+    # In bits, for there are numbers of four.
+    promised = sum(bits[name] * math.prod(shape) for name, shape in shapes.items())
+    if promised != 8 * (size - 8 - length):
+        raise ValueError(f"its header promises {promised // 8:,} bytes of numbers and it has {size - 8 - length:,}")
     return shapes, metadata
 
 

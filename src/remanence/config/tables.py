@@ -26,9 +26,9 @@ def types_of(kind: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The one of `names` that is spelled most like `name`."""
-    return difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)[0]
+def nearest(name: Any, names: Iterable[str]) -> str:
+    """The one of `names` that is spelled most like `name`, which a file may have made a number."""
+    return difflib.get_close_matches(str(name)[:100], list(names), n=1, cutoff=0.0)[0]
 
 
 def read_table(kind: type[Settings], table: Any, where: str = "", default: Settings | None = None) -> Settings:

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import lzma
 import queue
+import struct
 import sys
 import threading
 import zipfile
@@ -167,7 +168,7 @@ class _Text:
         raw: Any = self._raw
         suffix = "" if source.path is None else source.path.suffix.lower()
         if source.member is not None:
-            archive = zipfile.ZipFile(raw)
+            archive = _archive(raw)
             self._open.append(archive)
             try:
                 kind = archive.getinfo(source.member).compress_type
@@ -176,6 +177,8 @@ class _Text:
                 return archive.open(source.member)
             except KeyError:
                 raise InputError(f"The archive {source.name} holds no file {source.member}; fetch it anew.") from None
+            except (OSError, RuntimeError, ValueError, struct.error) as error:
+                raise zipfile.BadZipFile(str(error)) from None
         if suffix == ".gz":
             return gzip.GzipFile(fileobj=raw)
         if suffix == ".xz":
@@ -224,6 +227,14 @@ class _Hashing:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
+
+
+def _archive(raw: Any) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(raw)
+    except (OSError, RuntimeError, ValueError, struct.error) as error:
+        # A damaged directory leads to places before the file, or to features that nobody has.
+        raise zipfile.BadZipFile(str(error)) from None
 
 
 def _zstandard(source: Source) -> Callable[[], Any]:

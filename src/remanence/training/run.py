@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +65,7 @@ def load_run(
     chosen = "best" if which == "best" and run.shelf.has_best else "last"
     checkpoint = run.shelf.open_best() if chosen == "best" else run.shelf.open_last()
     about = checkpoint.about
+    check_about(about, str(checkpoint.folder))
     check_same_run(about["recipe"], recipe, str(checkpoint.folder))
     tokenizer = load_tokenizer(run.tokenizer)
     # Checkpoints of before this was kept are taken as they are.
@@ -87,3 +89,19 @@ def load_run(
         corpus=about["corpus"],
         best=about["best"],
     )
+
+
+def check_about(about: Mapping[str, Any], source: str) -> None:
+    """Raise InputError unless the description of a checkpoint has what a run is made of, each of its type."""
+    distances = about.get("distances")
+    sound = (
+        isinstance(about.get("recipe"), dict)
+        and (type(about.get("step")) is int and about["step"] >= 0)
+        and isinstance(about.get("corpus"), dict)
+        and isinstance(about["corpus"].get("unit"), str)
+        and isinstance(about.get("best", 0), dict | type(None))
+        and (isinstance(distances, dict) and distances.keys() <= {"back", "ahead"})
+        and all(each is None or (type(each) is int and each >= 0) for each in distances.values())
+    )
+    if not sound:
+        raise InputError(f"The description of {source} lacks what a run is made of; use another checkpoint.")
