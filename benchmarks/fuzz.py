@@ -20,6 +20,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=120_000, help="in all, a quarter of them guided by coverage")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--only", default="", help="parsers whose names hold this")
     parser.add_argument("--name", default="fuzzing")
     parser.add_argument("--kept", type=Path, default=None, help="folder for inputs that crashed")
@@ -55,12 +58,13 @@ def main() -> None:
         print("atheris is not installed, so nothing is guided by coverage: pip install atheris")
     whole = sum(each.share for each in chosen)
     tallies: dict[str, dict[str, Any]] = {}
-    for each in chosen:
-        count = round((arguments.inputs - guided) * each.share / whole)
-        gather(tallies, run(arguments, each.name, count), "structured")
-        print(each.name, {**tallies[each.name], "crashes": dict(tallies[each.name]["crashes"])}, flush=True)
-    if guided:
-        gather(tallies, run(arguments, GUIDED, guided), GUIDED)
+    counts = {each.name: round((arguments.inputs - guided) * each.share / whole) for each in chosen}
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        last = pool.submit(run, arguments, GUIDED, guided)
+        for name, found in zip(counts, pool.map(partial(run, arguments), counts, counts.values()), strict=True):
+            gather(tallies, found, "structured")
+            print(name, {**tallies[name], "crashes": dict(tallies[name]["crashes"])}, flush=True)
+        gather(tallies, last.result(), GUIDED)
     write(arguments, tallies, time.monotonic() - begin)
 
 
@@ -158,7 +162,8 @@ def write(arguments: argparse.Namespace, tallies: dict[str, dict[str, Any]], sec
     lines = [
         "# Files that nobody vouches for",
         "",
-        f"`python benchmarks/fuzz.py --inputs {arguments.inputs} --seed {arguments.seed}`, one process after the other "
+        f"`python benchmarks/fuzz.py --inputs {arguments.inputs} --seed {arguments.seed}`, {arguments.jobs} "
+        "processes at a time "
         f"on a shared x86 machine with 2 cores, {time.strftime('%Y-%m-%d')}, {seconds / 60:.0f} minutes; "
         f"{', '.join(f'{name} {each}' for name, each in about.items())}.",
         "",

@@ -60,8 +60,12 @@ def refused(attempt: Callable[[], Any]) -> str:
         ("x = " + "9" * 5000, "digits"),
         ("x = 0x" + "f" * 5000, "64 bits"),
         ("#" * ((1 << 20) + 1), "bytes"),
+        # Hours, for a pattern that looks for the end of the blanks at each of them.
+        (" " * 500_000 + "?", "TOML"),
+        ("[" + " " * 500_000 + "?", "TOML"),
+        ("a" * 500_000, "TOML"),
     ],
-    ids=["dotted-key", "dotted-table", "nested", "nested-less", "digits", "hexadecimal", "long"],
+    ids=["dotted-key", "dotted-table", "nested", "less", "digits", "hexadecimal", "long", "blanks", "table", "letters"],
 )
 def test_a_recipe_that_explodes_is_refused(tmp_path: Path, text: str, word: str) -> None:
     (tmp_path / "recipe.toml").write_text(text)

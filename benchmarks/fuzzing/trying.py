@@ -167,8 +167,10 @@ def guided(benches: list[Bench], count: int, seed: int, corpus: Path, report: Ca
             bench = benches[data[0] % len(benches)]
             name = list(bench.valid)[data[1] // 2 % len(bench.valid)]
             bench.attempt({name: data[2:]}, bool(data[1] % 2))
-        if sum(bench.tally.tried for bench in benches) >= count:
+        tried = sum(bench.tally.tried for bench in benches)
+        if tried % 500 == 0 or tried >= count:
             report()
+        if tried >= count:
             os._exit(0)
 
     def mutate(data: bytes, most: int, number: int) -> bytes:

@@ -29,8 +29,9 @@ from remanence.models import architectures, config_class
 
 LARGEST = 1 << 20
 """Bytes of a recipe."""
-_PART = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*\.[ \t]*"""
-_MANY_DOTS = re.compile(rf"^[ \t]*\[{{0,2}}[ \t]*(?:{_PART}){{16}}", re.MULTILINE)
+# What was read is never given back (*+): a line of blanks would else take time as the square of its length.
+_PART = r"""(?:[A-Za-z0-9_-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
+_MANY_DOTS = re.compile(rf"^[ \t]*+\[{{0,2}}[ \t]*+(?:{_PART}){{16}}", re.MULTILINE)
 VOCABULARY_TO_TRY = 1 << 24
 """Stands in for a vocabulary that is not known yet, to check the other settings of a model."""
 
