@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from remanence.config import load_recipe
+from remanence.data import published
 from remanence.data.mnist import Images
 from remanence.data.reading import read_all
 from remanence.data.sources import Source
@@ -259,6 +260,16 @@ def test_an_archive_whose_directory_leads_before_the_file_is_refused(tmp_path: P
         version[-6:-2] = (2**31).to_bytes(4, "little")
         (tmp_path / "a.zip").write_bytes(version)
         assert "decompressed" in refused(lambda: text_of(tmp_path / "a.zip", "text"))
+
+
+@pytest.mark.parametrize("change", [{"nextPageToken": "\ud800"}, {"items": [{"size": 1e999}]}, {"items": 3}])
+def test_a_damaged_list_of_books_is_refused(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    item = {"name": "train/1.txt", "md5Hash": "1B2M2Y8AsgTpgAmY7PhCfg==", "size": 1}
+    if isinstance(change.get("items"), list):
+        change = {"items": [{**item, **change["items"][0]}]}
+    monkeypatch.setattr(published, "fetch_json", lambda url: {"items": [item], **change})
+    books: Any = published.PUBLISHED["pg19"]
+    assert "damaged" in refused(lambda: list(books._listed("http://localhost", "train")))
 
 
 def text_of(path: Path, member: str | None = None) -> bytes:

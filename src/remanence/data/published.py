@@ -177,8 +177,8 @@ class Books(Published):
             listing = fetch_json(f"{host}/storage/v1/b/{self.bucket}/o?{urllib.parse.urlencode(query)}")
             try:
                 yield from self._books(listing, host, where)
-                page = listing.get("nextPageToken", "")
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                page = str(listing.get("nextPageToken", "")).encode("ascii").decode()
+            except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
                 raise InputError(
                     f"The list of files at {host} is damaged ({type(error).__name__}: {error}); try again later, or "
                     "fetch the files by other means and name their folder with --from."
