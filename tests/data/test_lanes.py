@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -171,6 +172,32 @@ def test_training_by_document_starts_each_document_and_pads_its_end() -> None:
     assert second.lengths.tolist() == [2, 2]
     assert second.targets[:, 2:].tolist() == [[-1, -1]] * 2
     assert second.tokens[:, 2:].tolist() == [[0, 0]] * 2
+
+
+@pytest.mark.parametrize("protocol", ["published", "document"])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_lanes_that_are_shared_out_read_what_they_would_read_together(protocol: Any, ranks: int) -> None:
+    text = split(311, (0, 20, 45, 46, 60, 99, 120, 150, 201, 230, 280))
+    whole = Lanes(text, 6, 5, protocol, seed=3)
+    parts = [
+        Lanes(text, 6, 5, protocol, seed=3, part=slice(r * 6 // ranks, (r + 1) * 6 // ranks)) for r in range(ranks)
+    ]
+    for _ in range(40):
+        wanted, found = whole.next(), [part.next() for part in parts]
+        for name in ("tokens", "targets", "starts") + (("lengths",) if protocol == "document" else ()):
+            assert torch.equal(torch.cat([getattr(each, name) for each in found]), getattr(wanted, name))
+        assert {part.remembered for part in parts} == {whole.remembered}
+        assert all(part.state() == whole.state() for part in parts)
+
+
+@pytest.mark.parametrize("protocol", ["published", "document"])
+def test_evaluation_lanes_that_are_shared_out_read_what_they_would_read_together(protocol: Any) -> None:
+    text = split(111, (0, 20, 45, 46, 60, 99))
+    parts = [list(Lanes.once(text, 5, 7, protocol, part=part)) for part in (slice(0, 2), slice(2, 2), slice(2, 5))]
+    assert parts[1] == [] and len(parts[0]) == len(parts[2])
+    for wanted, *found in zip(Lanes.once(text, 5, 7, protocol), parts[0], parts[2], strict=True):
+        assert torch.equal(torch.cat([each.targets for each in found]), wanted.targets)
+        assert torch.equal(torch.cat([each.starts for each in found]), wanted.starts)
 
 
 @settings(max_examples=60)

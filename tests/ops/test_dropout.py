@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from remanence.ops.dropout import add_dropped, bits, dropout
+from remanence.ops.dropout import add_dropped, bits, drawn_among, dropout
 from remanence.ops.dropout.bits import random_mask
 from remanence.ops.dropout.naive import apply_mask
 
@@ -98,3 +98,26 @@ def test_many_words_are_those_of_the_published_generator() -> None:
         word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 & whole
         word = (word ^ (word >> 27)) * 0x94D049BB133111EB & whole
         assert int(words[number]) & whole == word ^ (word >> 31)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 3), (6, 700, 33)], ids=["few", "many"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_some_lanes_have_the_mask_that_they_have_among_all(shape: tuple[int, ...], axis: int) -> None:
+    shape = shape if axis == 0 else (2, *shape)
+    torch.manual_seed(3)
+    whole = random_mask(torch.Size(shape), 0.3, axis)
+    after = torch.get_rng_state()
+    for first, end in ((0, 2), (2, 5), (5, 6), (0, 6)):
+        torch.manual_seed(3)
+        part = torch.Size([*shape[:axis], end - first, *shape[axis + 1 :]])
+        with drawn_among(first, end - first, 6):
+            assert torch.equal(random_mask(part, 0.3, axis), whole.narrow(axis, first, end - first))
+        assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_what_all_lanes_share_has_one_mask() -> None:
+    torch.manual_seed(3)
+    whole = random_mask(torch.Size([9, 4]), 0.3)
+    torch.manual_seed(3)
+    with drawn_among(2, 1, 6):
+        assert torch.equal(random_mask(torch.Size([9, 4]), 0.3, None), whole)

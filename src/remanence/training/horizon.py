@@ -62,6 +62,10 @@ def read_segment(model: LanguageModel, batch: Batch, memory: Memory) -> tuple[Te
     return nats, torch.zeros_like(nats) if auxiliary is None else auxiliary.sum(), memory
 
 
+def _unchanged(objective: Tensor) -> Tensor:
+    return objective
+
+
 def choose_engine(model: LanguageModel, engine: str | None) -> str:
     """The engine for a model; left out, it is "full" where the memory carries gradients and "truncated" elsewhere.
 
@@ -88,7 +92,7 @@ def accumulate_gradients(
     around: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ranks: Ranks = ALONE,
     counts: Sequence[int] | None = None,
-    last: Callable[[Tensor], Tensor] = lambda objective: objective,
+    last: Callable[[Tensor], Tensor] = _unchanged,
 ) -> Horizon:
     """Add the gradient of the objective over `batches`, consecutive segments of all lanes, to the parameters.
 
@@ -121,7 +125,6 @@ def accumulate_gradients(
     state = torch.get_rng_state()
     try:
         for piece in pieces:
-            final = piece is pieces[-1]
             cell = Reading(
                 model,
                 list(batches) if len(pieces) == 1 else [lanes_of(batch, piece.lanes) for batch in batches],
@@ -131,7 +134,7 @@ def accumulate_gradients(
                 among=(piece.offset, piece.size, piece.total) if by_lane else None,
                 read_segment=read,
                 around=around,
-                last=last if final else lambda objective: objective,
+                last=last if piece is pieces[-1] else _unchanged,
             )
             swept = ENGINES[engine](cell, memory if len(pieces) == 1 else memory[piece.lanes])
             totals = totals + torch.stack(swept.told)
@@ -192,7 +195,7 @@ class Reading:
     seed: int
     read_segment: Read
     around: Callable[[], AbstractContextManager[Any]]
-    last: Callable[[Tensor], Tensor]
+    last: Callable[[Tensor], Tensor] = _unchanged
     among: tuple[int, int, int] | None = None
     """How these lanes lie in the group that is drawn for (`drawn_among`); None where that cannot be asked for."""
 
