@@ -19,6 +19,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.models.variants import VARIANTS
 from tests.training.ranked import STEPS, Case, launch, outcome, train
@@ -32,13 +34,17 @@ from remanence.training.engines import ENGINES
 from remanence.training.ranks import ALONE
 
 RESULTS = Path(__file__).parent / "results"
-WORDS = "the of and memory segment lane token reads what was written before so that a model knows more".split()
+MODELS = (
+    "transformer", "transformer-xl", "transformer-xl-adaptive", "lamemo", "lamemo-full", "compressive", "infinite-former",
+    "rmt", "memformer", "memformer-bos-untied",
+)  # fmt: skip
+WORDS = ["the", "of", "and", "memory", "segment", "lane", "token", "reads", "what", "was", "written", "before", "so", "that", "a", "model", "knows", "more"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default="ranks")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument("--variants", nargs="+", default=MODELS, metavar="VARIANT")
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -88,8 +94,8 @@ def make_corpus(folder: Path) -> Corpus:
 
 
 def report(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    machine = describe()
-    write_json(RESULTS / f"{arguments.name}.json", {"machine": machine, "rows": rows})
+    about = describe(torch.device("cpu"), f"python {' '.join(sys.argv)}")
+    write_json(RESULTS / f"{arguments.name}.json", {**about, "rows": rows})
     worst = max(rows, key=lambda row: row["weights"])
     lines = [
         "# 1, 2 and 4 processes: the same losses and weights",
@@ -112,7 +118,8 @@ def report(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     for variant in dict.fromkeys(row["variant"] for row in rows):
         cells = [cell(rows, variant, engine, 1) for engine in ENGINES] + [cell(rows, variant, None, 2)]
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
-    lines += ["", f"Command: `python {' '.join(sys.argv)}`", "", *(f"- {name}: {each}" for name, each in machine.items())]
+    versions = ", ".join(f"{name} {each}" for name, each in {**about["machine"], **about["versions"]}.items() if each)
+    lines += ["", f"{about['date']}: `{about['command']}`; {versions}."]
     write_text(RESULTS / f"{arguments.name}.md", "\n".join(lines) + "\n")
     print("\n".join(lines[:8]))
 
