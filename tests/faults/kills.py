@@ -160,7 +160,8 @@ def prepare_signalled(setting: Setting, draw: random.Random) -> Iterator[Case]:
             if ended.code != 0:
                 check_refused(ended, 128 + number, -number)
                 if ended.code != -number and not (folder / "corpus").exists():
-                    left = [path.name for path in folder.iterdir()]
+                    # An interrupt just after the folder was made, and before it is locked, may leave it empty.
+                    left = [path.name for path in folder.iterdir() if any(path.iterdir())]
                     hold(not left, f"{', '.join(left)} was left")
             check_prepared(setting, folder)
 

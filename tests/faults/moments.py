@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.faults.kills import check_prepared
 from tests.faults.kinds import Case, Missed
 from tests.faults.setting import Setting, check_refused, hold
+from tests.faults.shim import Fault
 
 
 def clock(setting: Setting, draw: random.Random) -> Iterator[Case]:
@@ -45,6 +46,13 @@ def prepare_clock(setting: Setting, draw: random.Random) -> Iterator[Case]:
         yield Case(f"clock {seed}", do)
 
 
+def slow(setting: Setting, folder: Path, draw: random.Random) -> Fault | None:
+    """The first calls that change files take so long that two processes meet between any two of them."""
+    if setting.nursery.library is None:
+        return None
+    return Fault(str(folder), "delay", at=30, microseconds=draw.choice((300, 30_000)), seed=draw.randint(1, 10**6))
+
+
 def two_runs(setting: Setting, draw: random.Random) -> Iterator[Case]:
     """Two commands want one folder at the same moment: one trains, the other says why it does not."""
     while True:
@@ -60,9 +68,9 @@ def two_runs(setting: Setting, draw: random.Random) -> Iterator[Case]:
                 if not (run / "recipe.toml").exists():
                     raise Missed
             argv = setting.train(run)
-            one = setting.nursery.start(*argv)
+            one = setting.nursery.start(*argv, fault=slow(setting, folder, draw))
             time.sleep(apart)
-            other = setting.nursery.start(*argv)
+            other = setting.nursery.start(*argv, fault=slow(setting, folder, draw))
             ended = [one.wait(), other.wait()]
             codes = sorted(each.code for each in ended)
             if resumed and codes == [0, 0]:
@@ -82,9 +90,9 @@ def two_preparations(setting: Setting, draw: random.Random) -> Iterator[Case]:
 
         def do(folder: Path, apart: float = apart) -> None:
             argv = setting.prepare(folder / "corpus")
-            one = setting.nursery.start(*argv)
+            one = setting.nursery.start(*argv, fault=slow(setting, folder, draw))
             time.sleep(apart)
-            other = setting.nursery.start(*argv)
+            other = setting.nursery.start(*argv, fault=slow(setting, folder, draw))
             ended = [one.wait(), other.wait()]
             codes = sorted(each.code for each in ended)
             hold(codes in ([0, 0], [0, 2]), f"exit codes {codes}: {' / '.join(each.told[-200:] for each in ended)}")

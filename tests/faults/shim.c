@@ -1,7 +1,8 @@
 /* What goes wrong between a process and its system, at a chosen moment: preloaded into the processes that are tested.
 
    Every call that changes a file under one folder is counted. Before the one with the chosen number the process is
-   killed, or from there on the disk is full, or every call waits for a random while first. The clock that tells the
+   killed, or from there on the disk is full, or every call, or the
+   first ones, wait for a random while. The clock that tells the
    time of day can jump back and forth. Nothing happens until `faults_arm` or `faults_clock` is called in the process. */
 
 #define _GNU_SOURCE
@@ -78,7 +79,7 @@ static int is_inside_folder(int folder, const char *path) {
 static int meets_fault(int takes_room) {
     if (action == NOTHING) return 0;
     long number = __atomic_add_fetch(&counted, 1, __ATOMIC_SEQ_CST);
-    if (action == DELAY && longest_wait > 0) usleep(draw() % longest_wait);
+    if (action == DELAY && longest_wait > 0 && (chosen == 0 || number <= chosen)) usleep(draw() % longest_wait);
     if (action == KILL && number == chosen) kill(getpid(), SIGKILL);
     if (action == FULL && number >= chosen && takes_room) {
         errno = ENOSPC;

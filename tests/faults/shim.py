@@ -24,7 +24,7 @@ class Fault:
     folder: str
     action: Literal["count", "kill", "full", "delay"]
     at: int = 0
-    """The number of the call, from 1, before which it happens."""
+    """The number of the call, from 1, before which it happens; for "delay" the last call that waits, and 0 for all."""
     microseconds: int = 0
     """The longest wait of "delay"."""
     seed: int = 1

@@ -12,7 +12,7 @@ from tests.faults.kinds import Kind, tally
 from tests.faults.nursery import Nursery
 from tests.faults.setting import Setting
 
-CASES = 3
+CASES = 2
 
 
 @pytest.fixture(scope="module")

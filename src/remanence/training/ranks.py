@@ -19,9 +19,11 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from remanence.errors import Elsewhere, InputError
 from remanence.training.interrupts import Interrupted
+from remanence.training.meeting import met
 
 TIMEOUT = "REMANENCE_TIMEOUT"
 """The environment variable that says for how many seconds a rank waits for another one before it gives up."""
@@ -154,7 +156,18 @@ def joined() -> Iterator[Ranks]:
                 f"{torch.cuda.device_count()}; give torchrun --nproc-per-node {torch.cuda.device_count()} or fewer."
             )
         torch.cuda.set_device(ranks.local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=_patience()))
+    seconds = _patience()
+    patience = timedelta(seconds=seconds)
+    # Starting takes longer than answering: one machine may still be importing while the other is ready.
+    start = max(seconds, PATIENCE)
+    store, _, _ = next(rendezvous("env://", ranks.rank, ranks.size, timeout=timedelta(seconds=start)))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=met(store, ranks.rank, ranks.size, start),
+        rank=ranks.rank,
+        world_size=ranks.size,
+        timeout=patience,
+    )
     try:
         yield ranks
         # Whoever leaves while another still speaks to it takes that one down.
