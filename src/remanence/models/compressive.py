@@ -14,6 +14,7 @@ that hold both, E evicted rows, G = E / c groups, H heads, K head width, D width
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -356,7 +357,7 @@ class CompressiveTransformer(TransformerXL):
         window = memory.compressed_length + memory.length
         return visible_keys(memory.valid, memory.opened, new, self.config.same_length, window)
 
-    def _tables(self, memory: Any, num_keys: int, keep: bool, like: Tensor) -> tuple[Tensor, ...]:
+    def _tables(self, memory: Any, num_keys: int, keep: bool, like: Tensor) -> Sequence[Tensor]:
         return super()._tables(memory, num_keys + self._beyond(memory), keep, like)
 
     def _table_rows(self, memory: Any, num_keys: int) -> int:
@@ -374,7 +375,7 @@ class CompressiveTransformer(TransformerXL):
         keys: Tensor,
         values: Tensor,
         visible: Tensor | None,
-        tables: tuple[Tensor, ...],
+        tables: Sequence[Tensor],
         memory: Any,
         with_weights: bool,
     ) -> Read:

@@ -331,7 +331,7 @@ class InfiniteFormer(TransformerXL):
             keys=tuple(keys for keys, _ in kept) if keep or projecting else (),
             values=tuple(values for _, values in kept) if keep or projecting else (),
             hidden=tuple(inputs),
-            tables=tables if keep else (),
+            tables=tuple(tables) if keep else (),
             tokens=opened + new,
             recalled=tuple(recall.values for recall in recalled) if keep else (),
             aims=tuple(recall.aims for recall in recalled) if keep else (),
@@ -342,7 +342,7 @@ class InfiniteFormer(TransformerXL):
         )
         masses = tuple(old + added for old, added in zip(memory.masses, masses, strict=True))
         key = fold(memory.key, tokens, lengths)
-        tables = tables if projecting else ()
+        tables = tuple(tables) if projecting else ()
         return stream, dataclasses.replace(memory, segment=segment, masses=masses, key=key, tables=tables), told
 
     def _open(self, memory: Any, lengths: Tensor | None) -> Any:

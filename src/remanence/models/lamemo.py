@@ -30,6 +30,7 @@ from remanence.memory import Distances, Memory, derived, newest, per_lane, per_s
 from remanence.models.base import Extras
 from remanence.models.flops import Flops
 from remanence.models.relative import RelativeConfig, RelativeModel, joined, laid_out, mass_by_distance, visible_keys
+from remanence.nn.layer import Layer
 from remanence.nn.relative import DirectionBiases, falling, tightest
 from remanence.ops.attention import relative_attention
 from remanence.ops.look_ahead import look_ahead, merge
@@ -122,6 +123,26 @@ class _Window(NamedTuple):
     """Rows of the table of distances for d = 2 - n .. M."""
 
 
+class _Tables(NamedTuple):
+    """Distances that each layer projects when it is read, so that its weights are used in one place."""
+
+    codes: Float[Tensor, "P D"]
+    back_rows: Int[Tensor, " S"]
+    ahead_codes: Float[Tensor, "N D"] | None
+    """Where looking ahead has codes of its own."""
+    ahead_rows: Int[Tensor, " n"] | None
+
+    def of(self, layer: Layer, *, looks_ahead: bool) -> tuple[Tensor, Tensor | None]:
+        """The tables of one layer for looking back and, where it does, ahead."""
+        projected = layer.project_positions(self.codes)
+        back = projected.index_select(0, self.back_rows)
+        if self.ahead_rows is None or not looks_ahead:
+            return back, None
+        if self.ahead_codes is not None:
+            projected = layer.project_positions(self.ahead_codes)
+        return back, projected.index_select(0, self.ahead_rows)
+
+
 class LaMemo(RelativeModel):
     """A Transformer-XL whose slots are refreshed at every segment. As published it carries no gradient (section 3)."""
 
@@ -182,15 +203,16 @@ class LaMemo(RelativeModel):
         visible = visible_keys(memory.valid, 0, new, self.config.same_length)
         window = self._window(memory, lengths) if slots else None
         rows = self._table_rows(memory, num_keys) if keep else num_keys
-        back, ahead = self._tables(rows, memory, window, embedded)
+        tables = self._tables(rows, memory, window, embedded)
 
         # The joint stream: slots, then tokens. The last layer's slots would be read by nobody.
         stream = torch.cat([memory.embedding.to(embedded.dtype), embedded], dim=1)
-        contexts, logsums, alphas, token_contexts, token_logsums, kept, mass = [], [], [], [], [], [], []
+        contexts, logsums, alphas, token_contexts, token_logsums, kept, mass, backs = [], [], [], [], [], [], [], []
         for number, layer in enumerate(self.layers):
             last = number == len(self.layers) - 1
             if last and not predict:
                 break
+            back, ahead = tables.of(layer, looks_ahead=not last)
             if last:
                 slot_stream, stream = stream.split([slots, new], dim=1)
                 queries, keys, values = layer.project(stream)
@@ -200,7 +222,7 @@ class LaMemo(RelativeModel):
             else:
                 queries, keys, values = layer.project(stream)
                 slot_queries, queries = queries.split([slots, new], dim=2)
-            read = self._look_back(number, queries, keys, values, visible, back[number][-num_keys:], not last, extras)
+            read = self._look_back(number, queries, keys, values, visible, back[-num_keys:], not last, extras)
             context = read.context
             if not last:
                 assert read.logsum is not None and slot_queries is not None
@@ -210,9 +232,8 @@ class LaMemo(RelativeModel):
                     contexts.append(memory.context[number])
                     logsums.append(memory.logsum[number])
                 else:
-                    merged, logsum, alpha = self._look_ahead(
-                        number, slot_queries, keys, values, memory, window, ahead[number]
-                    )
+                    assert ahead is not None
+                    merged, logsum, alpha = self._look_ahead(number, slot_queries, keys, values, memory, window, ahead)
                     contexts.append(merged)
                     logsums.append(logsum)
                     alphas.append(alpha)
@@ -220,6 +241,7 @@ class LaMemo(RelativeModel):
             stream = layer.finish(stream, context)
             if keep:
                 kept.append((keys, values))
+                backs.append(laid_out(back))
             if extras:
                 mass.append(mass_by_distance(read.weights))
         segment = OpenSegment(
@@ -228,7 +250,7 @@ class LaMemo(RelativeModel):
             embedding=embedded,
             context=tuple(token_contexts),
             logsum=tuple(token_logsums),
-            tables=tuple(map(laid_out, back)) if keep else (),
+            tables=tuple(backs),
         )
         memory = dataclasses.replace(memory, context=tuple(contexts), logsum=tuple(logsums), segment=segment)
         told = Extras(interpolation=tuple(alphas), attention_mass=torch.stack(mass)) if extras else Extras()
@@ -242,8 +264,8 @@ class LaMemo(RelativeModel):
         room = self._room(memory, num_keys, keep=True)
         tables = opened.tables
         if not tables or tables[0].shape[0] < num_keys:
-            tables, _ = self._tables(self._table_rows(memory, num_keys), memory, None, embedded)
-            tables = tuple(map(laid_out, tables))
+            made = self._tables(self._table_rows(memory, num_keys), memory, None, embedded)
+            tables = tuple(laid_out(made.of(layer, looks_ahead=False)[0]) for layer in self.layers)
         stream, contexts, logsums, kept, mass = embedded, [], [], [], []
         for number, layer in enumerate(self.layers):
             last = number == len(self.layers) - 1
@@ -378,10 +400,8 @@ class LaMemo(RelativeModel):
         rows = distances.abs().clamp(max=self._ahead_limit(memory))
         return _Window(slice(slots - num_keys + 1, slots + 1), visible, active, rows)
 
-    def _tables(
-        self, num_keys: int, memory: Any, window: _Window | None, like: Tensor
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """For each layer the projected distances S - 1 .. 0 (looking back) and 2 - n .. M (looking ahead).
+    def _tables(self, num_keys: int, memory: Any, window: _Window | None, like: Tensor) -> _Tables:
+        """The distances S - 1 .. 0 (looking back) and 2 - n .. M (looking ahead).
 
         Each distance is projected once, and dropped out once, for both directions.
         """
@@ -392,15 +412,11 @@ class LaMemo(RelativeModel):
         if window is not None and not mirrored:
             largest = max(largest, self._ahead_limit(memory))
         codes = self._codes(torch.arange(largest + 1, device=like.device), like.dtype)
-        projected = [layer.project_positions(codes) for layer in self.layers]
-        back = tuple(table.index_select(0, back_rows) for table in projected)
-        if window is None:
-            return back, ()
-        if mirrored:
+        ahead_codes = None
+        if window is not None and mirrored:
             negative = -torch.arange(self._ahead_limit(memory) + 1, device=like.device)
-            codes = self._codes(negative, like.dtype)
-            projected = [layer.project_positions(codes) for layer in self.layers[:-1]]
-        return back, tuple(table.index_select(0, window.rows) for table in projected[: len(self.layers) - 1])
+            ahead_codes = self._codes(negative, like.dtype)
+        return _Tables(codes, back_rows, ahead_codes, None if window is None else window.rows)
 
     def _ahead_limit(self, memory: Any) -> int:
         """The largest distance ahead: the number of slots, unless clamped (never for signed distances) or held."""

@@ -6,6 +6,7 @@ Shapes: B lanes, T tokens of this call, M slots, S = M + tokens of the segment s
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -140,6 +141,22 @@ def joined(earlier: Tensor, rows: Tensor, room: int | None) -> Tensor:
     if rows.shape[2] == 1 and rows.device.type == "cpu" and not torch.is_grad_enabled():
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     return append(earlier, rows, 2, room)
+
+
+class Projected(Sequence[Tensor]):
+    """A table of codes as each layer projects it, (P, H, K), made when the layer asks for it.
+
+    So a layer's weights are used in one place, which is where they are gathered when they lie in shares.
+    """
+
+    def __init__(self, layers: Sequence[Layer], codes: Float[Tensor, "P D"]) -> None:
+        self.layers, self.codes = layers, codes
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.layers[number].project_positions(self.codes)
 
 
 def laid_out(table: Float[Tensor, "P H K"]) -> Float[Tensor, "P H K"]:

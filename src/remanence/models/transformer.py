@@ -6,6 +6,7 @@ al. 2017, section 3.5) instead of relative positions are an option.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -55,6 +56,6 @@ class Transformer(TransformerXL):
         return embedded + self._codes(places, embedded.dtype)
 
     def _positions(
-        self, number: int, num_keys: int, tables: tuple[Tensor, ...], hold: Distances | None
+        self, number: int, num_keys: int, tables: Sequence[Tensor], hold: Distances | None
     ) -> dict[str, Any]:
         return super()._positions(number, num_keys, tables, hold) if self.config.position == "relative" else {}

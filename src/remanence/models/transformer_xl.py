@@ -10,6 +10,7 @@ Source: Dai et al., "Transformer-XL: Attentive Language Models beyond a Fixed-Le
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -24,6 +25,7 @@ from remanence.memory import Distances, Memory, derived, newest, per_lane, per_s
 from remanence.models.base import Extras
 from remanence.models.flops import Flops
 from remanence.models.relative import (
+    Projected,
     RelativeConfig,
     RelativeModel,
     attention_received,
@@ -186,12 +188,12 @@ class TransformerXL(RelativeModel):
             keys=tuple(keys for keys, _ in kept) if keep or projecting else (),
             values=tuple(values for _, values in kept) if keep or projecting else (),
             hidden=tuple(inputs),
-            tables=tables if keep else (),
+            tables=tuple(tables) if keep else (),
             tokens=opened + new,
             received=tuple(map(_added, memory.segment.received, received) if opened else received),
         )
         told = Extras(attention_mass=torch.stack(mass)) if extras else Extras()
-        memory = dataclasses.replace(memory, segment=segment, tables=tables if projecting else ())
+        memory = dataclasses.replace(memory, segment=segment, tables=tuple(tables) if projecting else ())
         return stream, memory, told
 
     def _close(self, memory: Any, lengths: Tensor | None) -> TransformerXLMemory:
@@ -252,7 +254,7 @@ class TransformerXL(RelativeModel):
         keys: Tensor,
         values: Tensor,
         visible: Tensor | None,
-        tables: tuple[Tensor, ...],
+        tables: Sequence[Tensor],
         memory: Any,
         with_weights: bool,
     ) -> Read:
@@ -272,7 +274,7 @@ class TransformerXL(RelativeModel):
         """What the first layer is given; `opened` tokens of the segment came before."""
         return embedded
 
-    def _tables(self, memory: Any, num_keys: int, keep: bool, like: Tensor) -> tuple[Tensor, ...]:
+    def _tables(self, memory: Any, num_keys: int, keep: bool, like: Tensor) -> Sequence[Tensor]:
         """Projected distances of each layer for at least `num_keys` keys; those of the open segment where they do."""
         if self.config.position != "relative":
             return ()
@@ -285,12 +287,14 @@ class TransformerXL(RelativeModel):
             return memory.tables
         distances = falling(rows, self._back_limit(memory.hold), like.device)
         codes = self._codes(distances, like.dtype)
-        tables = tuple(layer.project_positions(codes) for layer in self.layers)
+        tables = Projected(self.layers, codes)
+        if not (keep or projecting):
+            return tables
         # What is kept will be read by single tokens, but in evaluation by segments.
-        return tuple(map(laid_out, tables)) if keep or (projecting and like.shape[1] == 1) else tables
+        return tuple(map(laid_out, tables)) if keep or like.shape[1] == 1 else tuple(tables)
 
     def _positions(
-        self, number: int, num_keys: int, tables: tuple[Tensor, ...], hold: Distances | None
+        self, number: int, num_keys: int, tables: Sequence[Tensor], hold: Distances | None
     ) -> dict[str, Any]:
         """The positional arguments of attention in one layer."""
         content, position = self.biases.of(number)
