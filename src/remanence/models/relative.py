@@ -149,7 +149,7 @@ class Projected(Sequence[Tensor]):
     So a layer's weights are used in one place, which is where they are gathered when they lie in shares.
     """
 
-    def __init__(self, layers: Sequence[Layer], codes: Float[Tensor, "P D"]) -> None:
+    def __init__(self, layers: Any, codes: Float[Tensor, "P D"]) -> None:
         self.layers, self.codes = layers, codes
 
     def __len__(self) -> int:
