@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tests.models.variants import LANES, VARIANTS, enliven, text
 from tests.training.test_engines import segments
 from torch import Tensor, distributed, multiprocessing
-from torch.distributed.device_mesh import init_device_mesh
 
-from remanence.data import Batch
+from remanence.config import load_recipe
+from remanence.data import Batch, Corpus
 from remanence.models import LanguageModel, build
+from remanence.training import Trainer
 from remanence.training.engines import ENGINES
 from remanence.training.horizon import Reading, lanes_of, read_segment
-from remanence.training.sharding import Shards, total_norm
+from remanence.training.ranks import Ranks
+from remanence.training.sharding import Shards, mesh_of, total_norm
 from remanence.training.shares import own
 
 SIX = ("transformer-xl", "lamemo", "compressive", "infinite-former", "memformer", "rmt")
@@ -61,6 +64,7 @@ def backward(model: LanguageModel, batches: list[Batch], job: Job, rank: int, si
             seed=5,
             read_segment=read_segment,
             around=nullcontext,
+            last=lambda objective: objective,
         )
         ENGINES[job.engine](cell, model.init_memory(lanes))
 
@@ -69,7 +73,7 @@ def train(job: Job, rank: int = 0, size: int = 1) -> dict[str, Tensor]:
     """The weights after two steps, and the norm of the last gradient."""
     model = small(job.variant)
     batches = segments(model, SEGMENTS)
-    shards = Shards(model, init_device_mesh("cpu", (size,))) if size > 1 else None
+    shards = Shards(model, mesh_of(torch.device("cpu"), size)) if size > 1 else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, eps=1e-3, fused=True)
     norm = torch.zeros(())
     for _ in range(STEPS):
@@ -122,7 +126,7 @@ def facts(rank: int, size: int) -> dict[str, Tensor]:
     """What holds while and after a step is made."""
     model = small("transformer-xl-adaptive", num_layers=6)
     numbers = sum(each.numel() for each in model.parameters())
-    shards = Shards(model, init_device_mesh("cpu", (size,)))
+    shards = Shards(model, mesh_of(torch.device("cpu"), size))
     whole: list[int] = []
     for layer in model.layers:
         layer.finish = _counted(layer.finish, shards, whole)
@@ -153,7 +157,7 @@ def _counted(method: Callable[..., Any], shards: Shards, found: list[int]) -> Ca
 def idle(rank: int, size: int) -> dict[str, Tensor]:
     """An idle parameter has no gradient, and a rank that fails inside a step gives its weights back."""
     model = small("lamemo-one-layer")
-    shards = Shards(model, init_device_mesh("cpu", (size,)))
+    shards = Shards(model, mesh_of(torch.device("cpu"), size))
     with shards.summing():
         backward(model, segments(model, 1), Job("lamemo-one-layer", "truncated"), rank, size)
     without = {name for name, each in model.named_parameters() if each.grad is None}
@@ -164,3 +168,17 @@ def idle(rank: int, size: int) -> dict[str, Tensor]:
     except InterruptedError:
         failed = not any(group.gathered for group in shards.groups)
     return {"idle": torch.tensor(without == set(VARIANTS["lamemo-one-layer"].idle)), "failed": torch.tensor(failed)}
+
+
+def run(recipe: str, folder: str, rank: int, size: int) -> dict[str, Tensor]:
+    """A run of several ranks by the recipe in a file; what it leaves is in its folder."""
+    given = load_recipe(recipe)
+    corpus, quiet = Corpus.open(given.data.corpus), Console(quiet=True)
+    trainer = Trainer(given, corpus, folder, console=quiet, ranks=Ranks(rank, size, rank), validate=sum_of_squares)
+    trainer.run()
+    return {"step": torch.tensor(trainer.state.progress.step)}
+
+
+def sum_of_squares(model: LanguageModel) -> dict[str, float]:
+    """Falls or rises with the weights, which are whole when it is called."""
+    return {"nats_per_token": sum(float(each.detach().square().sum()) for each in model.parameters())}

@@ -23,6 +23,7 @@ from remanence.training.keeper import Keeper
 from remanence.training.log import JsonLines, Sink, TensorBoard
 from remanence.training.progress import Display, duration
 from remanence.training.ranks import Ranks
+from remanence.training.shares import own
 from remanence.training.state import State
 from remanence.training.units import Unit
 from remanence.training.weights import count_parameters, weights
@@ -247,7 +248,8 @@ def _shared(ranks: Ranks) -> str:
 
 
 def _finite(tensor: Tensor | None) -> bool:
-    return tensor is None or bool(torch.isfinite(tensor).all())
+    # Each rank looks at what it has: an error on one is one on all.
+    return tensor is None or bool(torch.isfinite(own(tensor)).all())
 
 
 def _json(value: float) -> float | str:

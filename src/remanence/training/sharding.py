@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
@@ -198,6 +198,11 @@ class Shards:
                     old.collect()
                 old.release()
         group.gather()
+
+
+def mesh_of(device: torch.device, size: int) -> DeviceMesh:
+    """All ranks, side by side."""
+    return init_device_mesh(device.type, (size,))
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from remanence.training.ranks import ALONE, Ranks
 from remanence.training.replication import Replicated
 from remanence.training.result import Result
 from remanence.training.schedule import learning_rate
+from remanence.training.sharding import Shards, mesh_of, total_norm
 from remanence.training.state import State
 from remanence.training.units import unit_of
 
@@ -142,6 +143,8 @@ class Trainer:
         self._signal: int | None = None
         self._time_to_save = False
         self._last: Callable[[Tensor], Tensor] = _unchanged
+        self._summing: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._whole: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def model(self) -> LanguageModel:
@@ -163,11 +166,15 @@ class Trainer:
                         self.folder.create(self.recipe, self.corpus.tokenizer, self.ranks.launch)
                     held.enter_context(self.folder.locked())
             self._interrupts = interrupts = held.enter_context(Interrupts(self.ranks.first))
+            if self._is_shared:
+                shards = Shards(self.model, mesh_of(self.state.device, self.ranks.size))
+                self.state.optimizer = build_optimizer(self.model, self.settings)
+                self._summing, self._whole = shards.summing, shards.whole
             elsewhere = self.keeper.restore() if self.resume else []
             with self.ranks.together():
                 if self.profiler and self.resume:
                     self.profiler.check(self.state.progress.step, self.settings.steps, self._goes_aside)
-            if self.ranks.size > 1:
+            if self.ranks.size > 1 and not self._is_shared:
                 self._last = Replicated(self.model).last
                 held.callback(setattr, self, "_last", _unchanged)
             with (
@@ -193,6 +200,11 @@ class Trainer:
             signal=self._signal,
         )
 
+    @property
+    def _is_shared(self) -> bool:
+        """Whether each rank keeps a part of the weights alone."""
+        return self.settings.distribution == "fsdp" and self.ranks.size > 1
+
     def stop_if_interrupted(self, *_: object) -> None:
         """Raise `Interrupted` where a signal has arrived; for what `validate` calls now and then."""
         if self._interrupts.signal is not None:
@@ -209,7 +221,13 @@ class Trainer:
                 "ahead would not be those that are replayed; set training.compile to false, training.engine to "
                 '"recompute", or every dropout of the model to 0.'
             )
-        return not drawn and compiles(settings.compile, settings.steps, device)
+        if self._is_shared and settings.compile:
+            raise InputError(
+                'training.compile is true, but with training.distribution "fsdp" weights come and go as they are used, '
+                "which a compiled graph cannot follow; set training.compile to false, or training.distribution to "
+                '"ddp".'
+            )
+        return not drawn and not self._is_shared and compiles(settings.compile, settings.steps, device)
 
     def _loop(self, journal: Journal, interrupts: Interrupts) -> bool:
         """Train, validate and save until the last step is done (True) or a signal arrives, on any rank (False)."""
@@ -256,18 +274,19 @@ class Trainer:
         parts = [[batch] for batch in batches] if settings.coasting_steps else [batches]
         for part in parts:
             state.optimizer.zero_grad(set_to_none=True)
-            horizon = accumulate_gradients(
-                state.model,
-                part,
-                state.memory,
-                settings.accumulation,
-                engine=self.engine,
-                read=self._read_segment,
-                around=partial(autocast, state.precision, state.device),
-                ranks=self.ranks,
-                counts=[counts.pop(0) for _ in part],
-                last=self._last,
-            )
+            with self._summing():
+                horizon = accumulate_gradients(
+                    state.model,
+                    part,
+                    state.memory,
+                    settings.accumulation,
+                    engine=self.engine,
+                    read=self._read_segment,
+                    around=partial(autocast, state.precision, state.device),
+                    ranks=self.ranks,
+                    counts=[counts.pop(0) for _ in part],
+                    last=self._last,
+                )
             state.memory = horizon.memory
             scored += horizon.scored
             told += torch.stack([horizon.loss * horizon.scored, horizon.auxiliary / len(parts)])
@@ -276,7 +295,7 @@ class Trainer:
                     # Whether anything reached it may depend on the text, which is another one on another rank.
                     parameter.grad = torch.zeros_like(parameter)
             gradients = [each.grad for each in state.model.parameters() if each.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
+            norm = total_norm(gradients)
             if settings.clip_norm:
                 nn.utils.clip_grads_with_norm_(state.model.parameters(), settings.clip_norm, norm)
             state.optimizer.step()
@@ -315,7 +334,11 @@ class Trainer:
         device = self.state.device
         if self.profiler:
             self.profiler.drop()
-        with journal.aside("validating"), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with (
+            self._whole(),
+            journal.aside("validating"),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+        ):
             self.model.eval()
             try:
                 return validate(self.model)
