@@ -172,9 +172,11 @@ def idle(rank: int, size: int) -> dict[str, Tensor]:
 
 def run(recipe: str, folder: str, rank: int, size: int) -> dict[str, Tensor]:
     """A run of several ranks by the recipe in a file; what it leaves is in its folder."""
-    given = load_recipe(recipe)
+    given, ranks = load_recipe(recipe), Ranks(rank, size, rank)
     corpus, quiet = Corpus.open(given.data.corpus), Console(quiet=True)
-    trainer = Trainer(given, corpus, folder, console=quiet, ranks=Ranks(rank, size, rank), validate=sum_of_squares)
+    with ranks.together():
+        # The first one makes the folder when all have seen that it is not there.
+        trainer = Trainer(given, corpus, folder, console=quiet, ranks=ranks, validate=sum_of_squares)
     trainer.run()
     return {"step": torch.tensor(trainer.state.progress.step)}
 
