@@ -35,8 +35,8 @@ from remanence.training.ranks import ALONE
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = (
-    "transformer", "transformer-xl", "transformer-xl-adaptive", "lamemo", "lamemo-full", "compressive", "infinite-former",
-    "rmt", "memformer", "memformer-bos-untied",
+    "transformer", "transformer-xl", "transformer-xl-adaptive", "lamemo", "lamemo-full", "compressive",
+    "infinite-former", "rmt", "memformer", "memformer-bos-untied",
 )  # fmt: skip
 WORDS = ["the", "of", "and", "memory", "segment", "lane", "token", "reads", "what", "was", "written", "before", "so", "that", "a", "model", "knows", "more"]
 
