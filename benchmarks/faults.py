@@ -41,7 +41,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [kind.name for kind in KINDS]
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"{', '.join(names)}; all unless given")
-    parser.add_argument("--count", type=int, default=100, help="cases of each kind (100); damages are all done")
+    parser.add_argument(
+        "--count",
+        type=int,
+        default=100,
+        help="cases of each kind (100); a tenth with ranks, all damages",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -57,10 +62,10 @@ def main() -> int:
             for kind in KINDS:
                 if kind.name in (arguments.kinds or names):
                     report["kinds"][kind.name] = counted(kind, setting, arguments.seed, arguments.count)
-    # Every kind as it was last counted, in the order of the catalog.
-    report["kinds"] = {name: report["kinds"][name] for name in names if name in report["kinds"]}
-    write_json(path, report)
-    write_text(arguments.results / "faults.md", page(report))
+                    # Every kind as it was last counted, in the order of the catalog.
+                    report["kinds"] = {name: report["kinds"][name] for name in names if name in report["kinds"]}
+                    write_json(path, report)
+                    write_text(arguments.results / "faults.md", page(report))
     print(page(report))
     return any(each["not_held"] for each in report["kinds"].values())
 
@@ -77,7 +82,8 @@ def counted(kind: Kind, setting: Setting, seed: int, count: int) -> dict[str, An
 
     began = time.perf_counter()
     # There is a certain number of damages, which are all done; chance has no number.
-    told: Tally = tally(kind, setting, seed, 10**9 if kind.finite else count, failed)
+    wanted = 10**9 if kind.finite else -(-count // 10) if kind.slow else count
+    told: Tally = tally(kind, setting, seed, wanted, failed)
     seconds = round(time.perf_counter() - began, 1)
     print(f"{kind.name}: {told.held} of {told.tried} held, in {seconds:.0f} s", flush=True)
     return {**what, "tried": told.tried, "held": told.held, "not_held": dict(told.not_held), "seconds": seconds}

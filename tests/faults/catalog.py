@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults import damage, disks, kills, moments
+from tests.faults import damage, disks, kills, moments, ranks
 from tests.faults.kinds import Kind
 from tests.faults.setting import Setting
 
@@ -30,4 +30,8 @@ KINDS = (
     Kind("two-runs", "two runs started on one folder", moments.two_runs),
     Kind("two-preparations", "two preparations of one folder", moments.two_preparations),
     Kind("read-only", "folders that may not be written", disks.read_only, disks.not_root, finite=True),
+    Kind("rank-killed", "a rank killed at random moments, torchrun starts all again", ranks.killed, slow=True),
+    Kind("rank-killed-in-sum", "a rank killed in the middle of an all-reduce", ranks.killed_in_a_sum, slow=True),
+    Kind("rank-lost", "a rank killed for good, gone on by 1, 2 or 4 ranks", ranks.killed_for_good, slow=True),
+    Kind("ranks-stopped", "SIGTERM to torchrun, gone on by 1 or 2 ranks", ranks.terminated, slow=True),
 )

@@ -35,6 +35,8 @@ class Kind:
     """Why this machine cannot do it; None where it can."""
     finite: bool = False
     """There is a certain number of cases, and a count means all of them."""
+    slow: bool = False
+    """A case starts several launchers, each of which takes seconds; a tenth of the others' count is enough."""
 
 
 @dataclass

@@ -27,5 +27,6 @@ def setting() -> Iterator[Setting]:
 def test_what_is_promised_holds(kind: Kind, setting: Setting) -> None:
     if missing := kind.missing(setting):
         pytest.skip(missing)
-    told = tally(kind, setting, seed=0, count=CASES)
-    assert told.tried == CASES and not told.not_held, told.not_held
+    count = 1 if kind.slow else CASES
+    told = tally(kind, setting, seed=0, count=count)
+    assert told.tried == count and not told.not_held, told.not_held
