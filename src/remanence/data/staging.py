@@ -22,14 +22,15 @@ except ImportError:  # Windows has no such locks; two preparations at once are t
 
 
 @contextmanager
-def staging(target: Path) -> Iterator[Path]:
+def staging(target: Path, flag: str = "--out") -> Iterator[Path]:
     """An empty folder beside `target` that takes its place when `finish` is called on it, and vanishes otherwise.
 
-    What a killed run left behind is cleared away. Raises InputError while another process stages the same target.
+    What a killed run left behind is cleared away. `flag` names the target on the command line. Raises InputError while
+    another process stages the same target.
     """
-    make_folder(target.parent, target, "--out")
+    make_folder(target.parent, target, flag)
     folder = target.parent / f".{target.name}.preparing"
-    lock = _lock(folder, target)
+    lock = _lock(folder, target, flag)
     try:
         _recover(target)
         for left in folder.iterdir():
@@ -66,10 +67,10 @@ def _recover(target: Path) -> None:
             os.rename(replaced, target)
 
 
-def _lock(folder: Path, target: Path) -> int | None:
+def _lock(folder: Path, target: Path, flag: str) -> int | None:
     """Hold the folder until this process ends, however it ends."""
     while True:
-        make_folder(folder, target, "--out")
+        make_folder(folder, target, flag)
         if fcntl is None:
             return None
         handle = os.open(folder, os.O_RDONLY)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from remanence.config import Recipe, dump_recipe, load_recipe
+from remanence.data.staging import staging
 from remanence.errors import InputError
 from remanence.files import make_folder, write_text
 from remanence.training.ranks import Ranks
@@ -95,18 +95,15 @@ class RunFolder:
     def create(self, recipe: Recipe, tokenizer: Any, launch: str = "") -> None:
         """Make the folder with the recipe and the tokenizer in it, in one step. Raises InputError like `check_free`."""
         self.check_free()
-        make_folder(self.path.parent, self.path, "--folder")
-        draft = self.path.with_name(f".{self.path.name}.part")
-        shutil.rmtree(draft, ignore_errors=True)
-        try:
+        with staging(self.path, "--folder") as draft:
+            # Another process may have made it while this one came here.
+            self.check_free()
             make_folder(draft / "checkpoints", self.path, "--folder")
             tokenizer.save(draft / "tokenizer")
             write_text(draft / "recipe.toml", dump_recipe(recipe))
             if launch:
                 write_text(draft / self._launch.name, launch)
             os.rename(draft, self.path)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
 
     def read_recipe(self) -> Recipe:
         """The resolved recipe of the run. Raises InputError when there is none."""
