@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -72,7 +73,8 @@ def main() -> int:
 
 def counted(kind: Kind, setting: Setting, seed: int, count: int) -> dict[str, Any]:
     """The cases of a kind, done and counted."""
-    what = {"what": kind.what, "seed": seed, "machine": machine(), "day": datetime.now(UTC).date().isoformat()}
+    day = datetime.now(UTC).date().isoformat()
+    what = {"what": kind.what, "seed": seed, "machine": machine(), "day": day, "code": code()}
     if missing := kind.missing(setting):
         print(f"{kind.name}: left out: {missing}", flush=True)
         return {**what, "left_out": missing, "tried": 0, "held": 0, "not_held": {}, "seconds": 0.0}
@@ -87,6 +89,12 @@ def counted(kind: Kind, setting: Setting, seed: int, count: int) -> dict[str, An
     seconds = round(time.perf_counter() - began, 1)
     print(f"{kind.name}: {told.held} of {told.tried} held, in {seconds:.0f} s", flush=True)
     return {**what, "tried": told.tried, "held": told.held, "not_held": dict(told.not_held), "seconds": seconds}
+
+
+def code() -> str:
+    """The commit that was tested; empty outside a git checkout."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def machine() -> str:
@@ -112,14 +120,14 @@ def page(report: dict[str, Any]) -> str:
         "",
         f"**{held:,} of {tried:,} held.**",
         "",
-        "| kind | fault | tried | held | seed | day |",
+        "| kind | fault | tried | held | seed | code |",
         "|---|---|--:|--:|--:|---|",
     ]
     for name, each in kinds.items():
         count = (
             f"{each['tried']:,} | {each['held']:,}" if not each.get("left_out") else f"left out: {each['left_out']} |"
         )
-        lines.append(f"| {name} | {each['what']} | {count} | {each['seed']} | {each['day']} |")
+        lines.append(f"| {name} | {each['what']} | {count} | {each['seed']} | {each['code']} |")
     failures = {name: each["not_held"] for name, each in kinds.items() if each["not_held"]}
     if failures:
         lines += ["", "## What did not hold", ""]
