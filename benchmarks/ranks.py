@@ -38,26 +38,7 @@ MODELS = (
     "transformer", "transformer-xl", "transformer-xl-adaptive", "lamemo", "lamemo-full", "compressive",
     "infinite-former", "rmt", "memformer", "memformer-bos-untied",
 )  # fmt: skip
-WORDS = [
-    "the",
-    "of",
-    "and",
-    "memory",
-    "segment",
-    "lane",
-    "token",
-    "reads",
-    "what",
-    "was",
-    "written",
-    "before",
-    "so",
-    "that",
-    "a",
-    "model",
-    "knows",
-    "more",
-]
+WORDS = "the of and memory segment lane token reads what was written before so that a model".split()
 
 
 def main() -> None:
