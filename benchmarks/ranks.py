@@ -38,7 +38,7 @@ MODELS = (
     "transformer", "transformer-xl", "transformer-xl-adaptive", "lamemo", "lamemo-full", "compressive",
     "infinite-former", "rmt", "memformer", "memformer-bos-untied",
 )  # fmt: skip
-WORDS = "the of and memory segment lane token reads what was written before so that a model".split()
+TEXT = "the of and memory segment lane token reads what was written before so that a model"
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def make_corpus(folder: Path) -> Corpus:
     import random
 
     draw = random.Random(5)
-    documents = [" ".join(draw.choices(WORDS, k=draw.randint(1, 60))) + "\n" for _ in range(130)]
+    documents = [" ".join(draw.choices(TEXT.split(), k=draw.randint(1, 60))) + "\n" for _ in range(130)]
     (folder / "text.txt").write_text("\f\n".join(documents), encoding="utf-8")
     return prepare(folder / "text.txt", folder / "prepared", documents="separator", validation=0.1, test=0.1)
 
