@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import numpy as np
 import torch
 from rich.console import Console
 from tests.models.variants import VARIANTS
@@ -61,17 +60,19 @@ class Outcome(NamedTuple):
     """What a run gave."""
 
     weights: dict[str, Tensor]
-    losses: list[float]
-    """Of every step, then of the validations."""
+    losses: dict[tuple[str, int], float]
+    """Of the steps ("train") and of the validations, in nats per token."""
 
     def distance(self, other: Outcome) -> tuple[float, float]:
-        """Largest difference between two runs: of a weight, against the norm of its tensor; of a loss, relative."""
+        """Largest difference between two runs: of a weight, against the norm of its tensor; of a loss, relative.
+
+        A run in several parts has validations at their ends that the other has not.
+        """
         weights = max(
             float((each - other.weights[name]).norm() / each.norm().clamp(min=1e-12))
             for name, each in self.weights.items()
         )
-        assert len(self.losses) == len(other.losses)
-        return weights, float(np.max(np.abs(np.array(self.losses) / np.array(other.losses) - 1)))
+        return weights, max(abs(other.losses[at] / loss - 1) for at, loss in self.losses.items())
 
 
 def recipe_of(case: Case, corpus: Corpus) -> Recipe:
@@ -112,8 +113,8 @@ def train(case: Case, corpus: Corpus, folder: Path, ranks: Ranks, resume: bool =
 
 def outcome(folder: Path) -> Outcome:
     records = read_log(folder / "log.jsonl")
-    losses = [each["loss"] for each in records if each["kind"] == "train"]
-    losses += [each["nats_per_token"] for each in records if each["kind"] == "validation"]
+    told = {"train": "loss", "validation": "nats_per_token"}
+    losses = {(each["kind"], each["step"]): each[told[each["kind"]]] for each in records if each["kind"] in told}
     weights = {name: each.detach() for name, each in load_run(folder, "last").model.named_parameters()}
     return Outcome(weights, losses)
 
