@@ -232,7 +232,7 @@ class Trainer:
     def _loop(self, journal: Journal, interrupts: Interrupts) -> bool:
         """Train, validate and save until the last step is done (True) or a signal arrives, on any rank (False)."""
         settings, progress = self.settings, self.state.progress
-        while self._signal is None:
+        while self._stopping(interrupts) is None:
             last = progress.step >= settings.steps
             validate = self.validate if self._is_due(settings.validate_every, last) else None
             if progress.step == progress.validated_at:
@@ -260,6 +260,12 @@ class Trainer:
             if self.profiler and (told := self.profiler.after(progress.step)):
                 journal.say(told)
         return False
+
+    def _stopping(self, interrupts: Interrupts) -> int | None:
+        """The signal that stops the run. Of several ranks, what they agreed on when they last spoke of it."""
+        if self.ranks.size == 1:
+            self._signal = interrupts.signal
+        return self._signal
 
     def _step(self, journal: Journal, interrupts: Interrupts) -> None:
         """One update of the weights, and in the same breath what all ranks know of signals before the next one."""
