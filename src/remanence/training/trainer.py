@@ -165,7 +165,7 @@ class Trainer:
                     if not self.resume:
                         self.folder.create(self.recipe, self.corpus.tokenizer, self.ranks.launch)
                     held.enter_context(self.folder.locked())
-            self._interrupts = interrupts = held.enter_context(Interrupts(self.ranks.first))
+            self._interrupts = held.enter_context(Interrupts(self.ranks.first))
             if self._is_shared:
                 shards = Shards(self.model, mesh_of(self.state.device, self.ranks.size))
                 self.state.optimizer = build_optimizer(self.model, self.settings)
@@ -182,7 +182,7 @@ class Trainer:
                 self.keeper,
             ):
                 journal.began(self.recipe, self.corpus.name, self.resume, elsewhere)
-                finished = self._loop(journal, interrupts)
+                finished = self._loop(journal)
                 if self.profiler and (told := self.profiler.close(self.state.progress.step)):
                     journal.say(told)
                 if not finished and self.state.progress.step > self.keeper.asked_at:
@@ -229,10 +229,10 @@ class Trainer:
             )
         return not drawn and not self._is_shared and compiles(settings.compile, settings.steps, device)
 
-    def _loop(self, journal: Journal, interrupts: Interrupts) -> bool:
+    def _loop(self, journal: Journal) -> bool:
         """Train, validate and save until the last step is done (True) or a signal arrives, on any rank (False)."""
         settings, progress = self.settings, self.state.progress
-        while self._stopping(interrupts) is None:
+        while self._stopping() is None:
             last = progress.step >= settings.steps
             validate = self.validate if self._is_due(settings.validate_every, last) else None
             if progress.step == progress.validated_at:
@@ -244,10 +244,10 @@ class Trainer:
             if validate:
                 try:
                     # Several ranks must go the same way: `stop_if_interrupted` is asked where they meet.
-                    with interrupts.at_once() if self.ranks.size == 1 else nullcontext():
+                    with self._interrupts.at_once() if self.ranks.size == 1 else nullcontext():
                         measured = self._validate(journal, validate)
                 except Interrupted:
-                    self._agree(interrupts)
+                    self._agree()
                     return False
                 self._judge(journal, measured)
                 if last:
@@ -256,25 +256,25 @@ class Trainer:
                 return True
             if self.profiler:
                 self.profiler.before(progress.step)
-            self._step(journal, interrupts)
+            self._step(journal)
             if self.profiler and (told := self.profiler.after(progress.step)):
                 journal.say(told)
         return False
 
-    def _stopping(self, interrupts: Interrupts) -> int | None:
+    def _stopping(self) -> int | None:
         """The signal that stops the run. Of several ranks, what they agreed on when they last spoke of it."""
         if self.ranks.size == 1:
-            self._signal = interrupts.signal
+            self._signal = self._interrupts.signal
         return self._signal
 
-    def _step(self, journal: Journal, interrupts: Interrupts) -> None:
+    def _step(self, journal: Journal) -> None:
         """One update of the weights, and in the same breath what all ranks know of signals before the next one."""
         state, settings = self.state, self.settings
         rate = learning_rate(settings, state.progress.step)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         batches = [state.next_batch() for _ in range(settings.horizon)]
-        counts = self._agree(interrupts, [batch.scored for batch in batches])
+        counts = self._agree([batch.scored for batch in batches])
         told: Any = 0.0
         scored = 0
         parts = [[batch] for batch in batches] if settings.coasting_steps else [batches]
@@ -310,16 +310,16 @@ class Trainer:
         horizon = dataclasses.replace(horizon, loss=nats / max(scored, 1), auxiliary=auxiliary, scored=scored)
         journal.trained(rate, horizon, norm)
 
-    def _agree(self, interrupts: Interrupts, counts: Sequence[int] = ()) -> list[int]:
+    def _agree(self, counts: Sequence[int] = ()) -> list[int]:
         """Learn whether a signal has reached any rank, or the time of a checkpoint has come; sums of counts over all.
 
         Raises what the save of any rank has failed with.
         """
         if self.ranks.size == 1:
-            self._signal, self._time_to_save = interrupts.signal, self.keeper.is_time
+            self._signal, self._time_to_save = self._interrupts.signal, self.keeper.is_time
             self.keeper.check()
             return list(counts)
-        flags = [*(interrupts.signal == each for each in SIGNALS), self.keeper.is_time, self.keeper.failed]
+        flags = [*(self._interrupts.signal == each for each in SIGNALS), self.keeper.is_time, self.keeper.failed]
         sums = self.ranks.sum(torch.tensor([*map(int, flags), *counts])).tolist()
         *signals, self._time_to_save, failed = map(bool, sums[: len(flags)])
         self._signal = next((each for each, arrived in zip(SIGNALS, signals, strict=True) if arrived), None)
