@@ -4,15 +4,16 @@
 
 Two kinds of fuzzers: mutations that know the kind of file (`fuzzing/mutations.py`), from a seed for each parser; and
 atheris, which keeps what reaches new lines of the library (`pip install atheris`; left out, with a sentence, where it
-is not installed). Both sign half of the inputs again where a parser checks a hash. Every parser runs in a process of
-its own, so that even one that takes the process down is counted. Results go to benchmarks/results/NAME.md and .json;
-inputs that crashed are kept in the folder that --kept names. Needs Linux (/proc).
+is not installed). Both sign half of the inputs again where a parser checks a hash. Parsers of a kind (the
+first word of their names) share a process, so that even one that takes it down is counted. Results go to
+benchmarks/results/NAME.md and .json; inputs that crashed are kept in the folder that --kept names. Needs Linux (/proc).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -36,12 +37,15 @@ GUIDED = "coverage-guided"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=120_000, help="in all, a quarter of them guided by coverage")
+    parser.add_argument("--inputs", type=int, default=120_000, help="in all")
+    parser.add_argument("--guided", type=float, default=0.25, help="share of them that is guided by coverage")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--only", default="", help="parsers whose names hold this")
     parser.add_argument("--name", default="fuzzing")
     parser.add_argument("--kept", type=Path, default=None, help="folder for inputs that crashed")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which nothing more is tried")
+    parser.add_argument("--until", type=float, default=math.inf, help=argparse.SUPPRESS)
     parser.add_argument("--worker", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--report", type=Path, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -49,21 +53,25 @@ def main() -> None:
         work(arguments)
         return
     begin = time.monotonic()
+    arguments.until = begin + 60 * arguments.minutes
     sys.path.insert(0, str(ROOT))
     from benchmarks.fuzzing.parsers import parsers
 
     chosen = [each for each in parsers() if arguments.only in each.name]
-    guided = arguments.inputs // 4 if find_spec("atheris") else 0
+    guided = round(arguments.inputs * arguments.guided) if find_spec("atheris") else 0
     if not guided:
         print("atheris is not installed, so nothing is guided by coverage: pip install atheris")
     whole = sum(each.share for each in chosen)
     tallies: dict[str, dict[str, Any]] = {}
-    counts = {each.name: round((arguments.inputs - guided) * each.share / whole) for each in chosen}
+    counts: Counter[str] = Counter()
+    for each in chosen:
+        counts[kind_of(each.name)] += round((arguments.inputs - guided) * each.share / whole)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         last = pool.submit(run, arguments, GUIDED, guided)
-        for name, found in zip(counts, pool.map(partial(run, arguments), counts, counts.values()), strict=True):
+        for found in pool.map(partial(run, arguments), counts, counts.values()):
             gather(tallies, found, "structured")
-            print(name, {**tallies[name], "crashes": dict(tallies[name]["crashes"])}, flush=True)
+            for name in found:
+                print(name, {**tallies[name], "crashes": dict(tallies[name]["crashes"])}, flush=True)
         gather(tallies, last.result(), GUIDED)
     write(arguments, tallies, time.monotonic() - begin)
 
@@ -73,10 +81,12 @@ def run(arguments: argparse.Namespace, worker: str, count: int) -> dict[str, Any
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "PYTHONHASHSEED": "0"}
     found: dict[str, Any] = {}
     done = deaths = 0
-    while done < count and deaths < 20:
+    while done < count and deaths < 20 and time.monotonic() < arguments.until:
         with tempfile.TemporaryDirectory(dir=SHARED) as folder:
             report = Path(folder) / "report.json"
+            environment["TMPDIR"] = folder
             command = [sys.executable, __file__, "--worker", worker, "--inputs", str(count - done), "--report", report]
+            command += ["--until", str(arguments.until)]
             command += ["--seed", str(arguments.seed + 1000 * deaths), "--only", arguments.only]
             command += ["--kept", arguments.kept] if arguments.kept else []
             ended = subprocess.run(
@@ -90,7 +100,7 @@ def run(arguments: argparse.Namespace, worker: str, count: int) -> dict[str, Any
                 deaths += 1
                 lines = ended.stderr.strip().splitlines() or [""]
                 fault = f"process ended with {ended.returncode}: {lines[-1][:100]}"
-                name = next(iter(results), worker)
+                name = next(reversed(results), worker)
                 add(found.setdefault(name, {"crashes": Counter()}), {"tried": 1, "crashes": {fault: 1}})
                 done += 1
                 print(worker, fault, flush=True)
@@ -111,9 +121,7 @@ def work(arguments: argparse.Namespace) -> None:
 
     folder = arguments.report.parent
     wanted = [
-        each
-        for each in parsers()
-        if (arguments.only in each.name if arguments.worker == GUIDED else each.name == arguments.worker)
+        each for each in parsers() if arguments.only in each.name and arguments.worker in (GUIDED, kind_of(each.name))
     ]
     benches = [Bench(each, folder / each.name.replace(" ", "-"), arguments.kept) for each in wanted]
 
@@ -123,14 +131,22 @@ def work(arguments: argparse.Namespace) -> None:
         os.replace(arguments.report.with_suffix(".part"), arguments.report)
 
     if arguments.worker == GUIDED:
-        guided(benches, arguments.inputs, arguments.seed, folder / "inputs", report)
+        guided(benches, arguments.inputs, arguments.seed, folder / "inputs", report, arguments.until)
         return
-    (bench,) = benches
-    for number in range(arguments.inputs):
-        bench.random(Random(f"{arguments.seed}/{bench.parser.name}/{number}"))
-        if number % 100 == 99:
-            report()
-    report()
+    whole = sum(bench.parser.share for bench in benches)
+    for bench in benches:
+        for number in range(math.ceil(arguments.inputs * bench.parser.share / whole)):
+            if time.monotonic() > arguments.until:
+                break
+            bench.random(Random(f"{arguments.seed}/{bench.parser.name}/{number}"))
+            if number % 100 == 99:
+                report()
+        report()
+
+
+def kind_of(name: str) -> str:
+    """Parsers of a kind share a process."""
+    return name.partition(".")[0].split()[0]
 
 
 def gather(tallies: dict[str, dict[str, Any]], found: dict[str, Any], kind: str) -> None:

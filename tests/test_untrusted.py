@@ -11,11 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from remanence.config import load_recipe
-from remanence.data import published
+from remanence.analysis.request import Plan
+from remanence.config import TrainingSettings, load_recipe
+from remanence.data import Lanes, published
+from remanence.data.corpus import Split
 from remanence.data.mnist import Images
 from remanence.data.reading import read_all
 from remanence.data.sources import Source
@@ -26,8 +30,11 @@ from remanence.evaluation import Score
 from remanence.files import parse_json, read_header, read_json, write_json
 from remanence.memory import Memory, load_memory
 from remanence.models import config_class, outline
-from remanence.training.checkpoint import ABOUT, FORMAT, _checksum, open_checkpoint
+from remanence.training.checkpoint import ABOUT, FORMAT, Checkpoint, _checksum, open_checkpoint, write_description
+from remanence.training.optimizer import build_optimizer, restore_optimizer
+from remanence.training.parts import read_page
 from remanence.training.run import check_about
+from remanence.training.state import Progress, _described
 
 MODEL = """name = "small"
 [model]
@@ -100,6 +107,12 @@ def test_json_that_explodes_is_refused(tmp_path: Path, text: str, word: str) -> 
 def test_json_that_is_too_large_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[]" + " " * 100)
     assert "more than the 50 bytes" in refused(lambda: read_json(tmp_path / "a.json", "The manifest", most=50))
+
+
+def test_half_of_a_character_is_refused_and_a_whole_one_read() -> None:
+    with pytest.raises(ValueError, match="half of a character"):
+        parse_json('{"a": "\\ud800"}')
+    assert parse_json('"\\ud83d\\ude00"') == "\U0001f600"
 
 
 def test_whole_numbers_of_64_bits_are_read() -> None:
@@ -303,3 +316,110 @@ def test_images_are_read_a_few_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "images").write_bytes(struct.pack(">4I", 0x0803, 10_000_000, 1024, 1024))
     images = Images.open(tmp_path / "images")
     assert "ends before" in refused(images.digest)
+
+
+DESCRIPTION = {
+    "lanes": {},
+    "machine": {},
+    "precision": "float32",
+    "progress": {"step": 3, "best": None, "losses": [[1, 2.5]]},
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("lanes", []),
+        ("machine", None),
+        ("precision", "float8"),
+        ("precision", ["float32"]),
+        ("progress", {"step": 4}),
+        ("progress", 3),
+    ],
+)
+def test_a_description_that_no_run_is_resumed_from(tmp_path: Path, place: str, value: Any) -> None:
+    about = {"step": 3, "memory": {}, "resumption": {**DESCRIPTION, place: value}}
+    assert "lacks what a run is resumed from" in refused(lambda: _described(Checkpoint(tmp_path, about)))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"tokens": -1},
+        {"step": 2.5},
+        {"step": True},
+        {"reach": 1 << 63},
+        {"seconds": "1"},
+        {"unknown": 1},
+        {"losses": {}},
+        {"losses": [[1]]},
+        {"losses": [[1, "2.5"]]},
+        {"best": {"step": 1}},
+        {"best": 3},
+    ],
+    ids=str,
+)
+def test_progress_that_is_none(told: dict[str, Any]) -> None:
+    assert Progress.from_json(DESCRIPTION["progress"]).losses == [(1, 2.5)]
+    assert "progress" in refused(lambda: Progress.from_json(told))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": -1},
+        {"epoch": 1 << 63},
+        {"position": 10**9},
+        {"position": None},
+        {"reading": [0]},
+        {"reading": [0, 10**9]},
+        {"read": [0, -1]},
+        {"read": "ab"},
+    ],
+    ids=str,
+)
+def test_a_position_that_no_lane_can_have(change: dict[str, Any]) -> None:
+    lanes = Lanes(Split(np.zeros(90, np.uint8), 256, np.arange(0, 90, 9)), 2, 4, protocol="document")
+    lanes.next()
+    lanes.restore(lanes.state())
+    assert "no place of these lanes" in refused(lambda: lanes.restore({**lanes.state(), **change}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weight/exp_avg": None},
+        {"weight/exp_avg_sq": torch.zeros(3, 2)},
+        {"weight/step": torch.zeros(2, 3)},
+        {"weight/exp_avg": torch.zeros(2, 3, dtype=torch.float64)},
+        {"weight/more": torch.zeros(2, 3)},
+        {"other/step": torch.zeros(())},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_optimizer_state_that_its_kernels_would_not_take(change: dict[str, Any]) -> None:
+    model = nn.Linear(3, 2, bias=False)
+    optimizer = build_optimizer(model, TrainingSettings())
+    means = {f"weight/{name}": torch.zeros(2, 3) for name in ("exp_avg", "exp_avg_sq")}
+    state = {"weight/step": torch.tensor(1.0), **means, **change}
+    given = {name: tensor for name, tensor in state.items() if tensor is not None}
+    assert "does not fit the model" in refused(lambda: restore_optimizer(optimizer, model, given))
+
+
+@pytest.mark.parametrize(
+    "page",
+    [[], {"files": {}}, {"files": {"../a": {"bytes": 1, "sha256": ""}}, "memory": {}}, {"memory": {}, "files": 3}],
+)
+def test_the_page_of_a_rank_that_is_none(tmp_path: Path, page: Any) -> None:
+    write_json(tmp_path / "rank-1.json", page)
+    assert "not what a process writes" in refused(lambda: read_page(tmp_path / "rank-1.json"))
+
+
+def test_a_checkpoint_of_no_step(tmp_path: Path) -> None:
+    write_description(tmp_path, {"step": "3"}, {})
+    assert "of which step" in refused(lambda: open_checkpoint(tmp_path))
+
+
+def test_a_plan_without_the_steps_of_a_recipe(tmp_path: Path) -> None:
+    Plan({}, "", {"a": {}}, {"a": None}, {}, 1.0, {}).save(tmp_path / "plan.json")
+    assert "not of the same names" in refused(lambda: Plan.load(tmp_path / "plan.json"))

@@ -156,10 +156,10 @@ def _safetensors(data: bytes, random: Random) -> bytes:
         body = spoil_bytes(body, random)
     elif random.random() < 0.6 and "__metadata__" in header:
         header["__metadata__"] = spoil_value(header["__metadata__"], random)
-        for name in ("memory", "metadata"):
-            if random.random() < 0.6 and isinstance(header["__metadata__"], dict):
-                told = json.loads(header["__metadata__"].get(name, "{}"))
-                header["__metadata__"][name] = json.dumps(spoil_value(told, random))
+        for name in ("memory", "metadata", "DCP_SHARDING_INFO"):
+            told = header["__metadata__"].get(name) if isinstance(header["__metadata__"], dict) else None
+            if random.random() < 0.6 and isinstance(told, str):
+                header["__metadata__"][name] = json.dumps(spoil_value(json.loads(told), random))
     else:
         header = spoil_value(header, random)
     text = json.dumps(header).encode()

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.fuzzing import resumption
+from benchmarks.fuzzing.resumption import WORDS
 from safetensors.torch import load, load_file, save_file
 
 from remanence.analysis.comparison import Comparison, ModelFindings, TextFacts
@@ -52,7 +54,6 @@ from remanence.training.log import read_log
 from remanence.training.run import load_run
 from remanence.training.weights import weights
 
-WORDS = "the of memory segment lane reads what was before so that a model knows more\n"
 OWN: dict[str, dict[str, Any]] = {
     "transformer-xl": {"memory_length": 5},
     "lamemo": {"memory_length": 5},
@@ -62,6 +63,12 @@ OWN: dict[str, dict[str, Any]] = {
     "rmt": {"memory_tokens": 5},
 }
 """What each architecture wants beside the common settings."""
+RESUMED = (
+    ("transformer-xl", "published", 1),
+    ("compressive", "document", 1),
+    ("lamemo", "document", 2),
+)
+"""Runs that are gone on with: architecture, protocol, ranks."""
 
 
 @dataclass(frozen=True)
@@ -387,8 +394,8 @@ def parsers() -> tuple[Parser, ...]:
             )
             for name in OWN
         ),
-        Parser("run folder", run, _make_run, _read_run, _sign_run),
-        Parser("log", {"log.jsonl": "lines"}, _make_log, lambda folder: read_log(folder / "log.jsonl")),
+        Parser("run folder", run, _make_run, _read_run, _sign_run, share=0.4),
+        Parser("log", {"log.jsonl": "lines"}, _make_log, lambda folder: read_log(folder / "log.jsonl"), share=0.5),
         *(
             Parser(
                 f"memory {name}",
@@ -419,7 +426,7 @@ def parsers() -> tuple[Parser, ...]:
                 {f"text{suffix}": "bytes"},
                 lambda folder, suffix=suffix: _pack(folder, suffix),
                 lambda folder, suffix=suffix: _unpack(folder, suffix),
-                share=0.5,
+                share=0.2,
             )
             for suffix in (".gz", ".xz", ".bz2", ".zst", ".zip")
         ),
@@ -459,6 +466,35 @@ def parsers() -> tuple[Parser, ...]:
             lambda folder: read_weights(folder / "weights.safetensors"),
             share=0.5,
         ),
+        *(
+            Parser(
+                f"resumed {name}{f' of {ranks} ranks' * (ranks > 1)}",
+                resumption.resumable_files(ranks),
+                lambda folder, *, how=(name, protocol, ranks): resumption.make_resumable(folder, *how),
+                lambda folder, *, how=(name, protocol): resumption.read_resumable(folder, *how),
+                resumption.sign_resumable,
+                share=0.15,
+            )
+            for name, protocol, ranks in RESUMED
+        ),
+        Parser(
+            "corpus in shards",
+            resumption.SHARDS,
+            resumption.make_shards,
+            resumption.read_shards,
+            resumption.sign_shards,
+            share=0.5,
+        ),
+        Parser(
+            "corpus in parts",
+            resumption.PARTS,
+            resumption.make_parts,
+            resumption.read_parts,
+            resumption.sign_shards,
+            share=0.5,
+        ),
+        Parser("page of a rank", {"rank-1.json": "json"}, resumption.make_page, resumption.read_pages, share=0.5),
+        Parser("comparison folder", resumption.STUDY, resumption.make_study, resumption.read_study, share=0.25),
     )
 
 

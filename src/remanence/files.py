@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ LARGEST_JSON = 1 << 26
 DEEPEST = 64
 """Levels of lists and tables within each other."""
 BLOCK = 1 << 20
+_HALVES = re.compile(r"\\u[dD][89a-fA-F]")
+"""How characters beyond 16 bits may be written, by two halves."""
 _TOO_DEEP = f"lists and tables more than {DEEPEST} deep in each other"
 _BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
@@ -107,13 +110,19 @@ def read_json(path: str | Path, what: str, most: int = LARGEST_JSON) -> Any:
 def parse_json(text: str) -> Any:
     """The value of a JSON text that nobody vouches for.
 
-    Raises ValueError when it is not JSON, nested too deeply, or holds a whole number that 64 bits do not.
+    Raises ValueError when it is not JSON, nested too deeply, or holds a whole number that 64 bits do not, or half of a
+    character, which could not be written again.
     """
     try:
         value = json.loads(text, parse_int=_whole)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     check_nesting(value)
+    if _HALVES.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("half of a character in a text") from None
     return value
 
 
@@ -160,6 +169,17 @@ def read_header(path: str | Path) -> tuple[dict[str, tuple[int, ...]], dict[str,
     if promised != 8 * (size - 8 - length):
         raise ValueError(f"its header promises {promised // 8:,} bytes of numbers and it has {size - 8 - length:,}")
     return shapes, metadata
+
+
+def are_files(value: Any) -> bool:
+    """Whether a value of JSON is a table of files in the folder of that table, with their sizes and hashes."""
+    return isinstance(value, dict) and all(
+        # A name that is no plain one would lead out of the folder.
+        (name == Path(name).name and not name.startswith("."))
+        and isinstance(told, dict)
+        and (type(told.get("bytes")) is int and isinstance(told.get("sha256"), str))
+        for name, told in value.items()
+    )
 
 
 def _whole(digits: str) -> int:

@@ -68,7 +68,10 @@ class Plan:
         try:
             if value.pop("format") != FORMAT:
                 raise KeyError("format")
-            return restore(cls, value)
+            plan = restore(cls, value)
+            if not plan.recipes.keys() == plan.steps.keys() == plan.prices.keys():
+                raise ValueError("its recipes, steps and prices are not of the same names")
+            return plan
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} is no whole plan of a comparison ({error}); compare in another folder.") from None
 

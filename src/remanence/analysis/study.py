@@ -30,6 +30,7 @@ from rich.console import Console
 from remanence.analysis import compare, measurements
 from remanence.analysis.budget import Budget, default_amount, planned
 from remanence.analysis.compare import Stopped, stop_if_interrupted
+from remanence.analysis.comparison import restore
 from remanence.analysis.cost import Price, Size, measure_price, size_of, step_tokens
 from remanence.analysis.request import LANES_SCORED, Asked, Plan, check_alike, test_text
 from remanence.analysis.trials import Trial
@@ -350,8 +351,12 @@ class Study:
     def _trial(self, job: Job) -> Trial | None:
         """What is known of a run; None where it was not begun, or stopped on its way."""
         try:
-            return self._found(job)
-        except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ZeroDivisionError) as error:
+            found = self._found(job)
+            # Its numbers come from files: each is of its type, or this raises.
+            return found and restore(Trial, json.loads(json.dumps(dataclasses.asdict(found))))
+        except InputError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
             raise InputError(
                 f"What {job.folder} holds is damaged ({type(error).__name__}: {error}); remove that folder and compare "
                 "again."

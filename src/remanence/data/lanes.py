@@ -37,6 +37,8 @@ Protocol = Literal["published", "document"]
 
 EVERY = slice(None)
 """All lanes."""
+_MOST = (1 << 63) - 1
+"""No epoch and no seed of a saved position is larger."""
 
 
 @dataclass(frozen=True)
@@ -151,14 +153,21 @@ class Lanes:
                     f"The saved lane position has {key} {state.get(key)!r} and these lanes have {mine!r}; "
                     "resume with the settings and the corpus it was saved with."
                 )
+        limit = self._column if self.protocol == "published" else len(self._order)
+        most = {"seed": _MOST, "epoch": _MOST, "position": limit}
+        fits = all(type(state.get(key)) is int and 0 <= state[key] <= most[key] for key in most)
+        if self.protocol == "document":
+            reading, read = state.get("reading"), state.get("read")
+            fits = fits and self._are_places(reading, -1, limit - 1) and self._are_places(read, 0, len(self.split))
+        if not fits:
+            raise InputError("The saved lane position is no place of these lanes; resume from another checkpoint.")
         self.seed, self.epoch, self.position = state["seed"], state["epoch"], state["position"]
         if self.protocol == "document":
             self._reading = np.array(state["reading"], np.int64)
-            self._read = np.array(state["read"], np.int64)
-            known = [
-                self._order.part(number) if 0 <= number < len(self._order) else None for number in state["reading"]
-            ]
+            known = [self._order.part(number) if number >= 0 else None for number in state["reading"]]
             self._parts = np.array([part or (0, 0) for part in known], np.int64).reshape(self.lanes, 2)
+            # A lane reads no further than to the end of its document.
+            self._read = np.minimum(np.array(state["read"], np.int64), self._parts[:, 1] - self._parts[:, 0])
         self._arrange()
 
     @staticmethod
@@ -172,6 +181,14 @@ class Lanes:
     ) -> Once:
         """Lanes for evaluation, read once: see `Once`."""
         return Once(split, lanes, segment_length, protocol, shift, part)
+
+    def _are_places(self, numbers: Any, least: int, most: int) -> bool:
+        """Whether there is a whole number in that range for each lane."""
+        return (
+            isinstance(numbers, list)
+            and len(numbers) == self.lanes
+            and all(type(number) is int and least <= number <= most for number in numbers)
+        )
 
     def _shape(self) -> dict[str, Any]:
         return {

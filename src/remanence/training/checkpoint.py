@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from remanence.errors import InputError
-from remanence.files import flush_folder, read_header, read_json, sha256_file, write_json
+from remanence.files import are_files, flush_folder, read_header, read_json, sha256_file, write_json
 from remanence.training.shares import Joined, is_share
 
 FORMAT = "remanence-checkpoint-1"
@@ -157,23 +157,14 @@ def open_checkpoint(folder: Path, check: bool = True) -> Checkpoint:
         raise Damaged(f"{folder / ABOUT} is not the description of a checkpoint of this library ({FORMAT})")
     if about.pop("checksum", None) != _checksum(about):
         raise Damaged(f"{folder / ABOUT} was altered since it was saved")
-    if not _are_files(about.get("files")):
+    if not are_files(about.get("files")):
         raise Damaged(f"{folder / ABOUT} does not say which files there are")
+    if type(about.get("step")) is not int or about["step"] < 0:
+        raise Damaged(f"{folder / ABOUT} does not say of which step it is")
     checkpoint = Checkpoint(folder, about)
     if check:
         checkpoint.check()
     return checkpoint
-
-
-def _are_files(files: Any) -> bool:
-    """Whether this is a table of files in the folder itself, with their sizes and hashes."""
-    return isinstance(files, dict) and all(
-        # A name that is no plain one would lead out of the folder.
-        (name == Path(name).name and not name.startswith("."))
-        and isinstance(told, dict)
-        and (type(told.get("bytes")) is int and isinstance(told.get("sha256"), str))
-        for name, told in files.items()
-    )
 
 
 def _checksum(description: Mapping[str, Any]) -> str:

@@ -26,13 +26,14 @@ from remanence.config import Recipe, dump_recipe
 from remanence.config.recipe import table_of
 from remanence.data import Corpus
 from remanence.errors import InputError
-from remanence.files import read_json, write_json, write_text
+from remanence.files import write_json, write_text
 from remanence.training.checkpoint import Checkpoint, open_checkpoint, write_description, write_parts
 from remanence.training.copies import Copies
 from remanence.training.folder import RunFolder
 from remanence.training.identity import check_same_run
 from remanence.training.log import read_log
-from remanence.training.parts import Parts
+from remanence.training.parts import Parts, read_page
+from remanence.training.run import check_about
 from remanence.training.state import State
 from remanence.training.weights import weights
 from remanence.training.writer import Writer
@@ -179,8 +180,9 @@ class Keeper:
             return None
         checkpoint = self._shelf.open_last()
         self._doubtful = found[: found.index(checkpoint.folder)]
+        check_about(checkpoint.about, str(checkpoint.folder))
         check_same_run(checkpoint.about["recipe"], self.recipe, str(checkpoint.folder))
-        if checkpoint.about["corpus"]["fingerprint"] != self.corpus.fingerprint:
+        if checkpoint.about["corpus"].get("fingerprint") != self.corpus.fingerprint:
             raise InputError(
                 f"The corpus {self.corpus.folder} is not the one that {self.folder.path} was trained on; prepare that "
                 "one again, or start a new run in another folder."
@@ -235,9 +237,9 @@ class Keeper:
                 if time.monotonic() > self._until:
                     raise OSError(f"process {rank} has not written its part")
                 time.sleep(LOOKS)
-            other = read_json(path, "What a process has written of the checkpoint")
-            files |= other["files"]
-            memory |= other["memory"]
+            others, meant = read_page(path)
+            files |= others
+            memory |= meant
             path.unlink()
         return files, memory
 

@@ -11,6 +11,9 @@ from remanence.config import TrainingSettings
 from remanence.errors import InputError
 from remanence.training.shares import rows_of, shapes_of, shared_like
 
+COUNT, MEANS = "step", ("exp_avg", "exp_avg_sq")
+"""What PyTorch calls the state of a parameter."""
+
 
 def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
     """The optimizer of a recipe. Matrices decay, vectors (biases, gains) do not."""
@@ -46,12 +49,16 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
     shapes = shapes_of(tensors)
     for key, shape in shapes.items():
         name, _, what = key.rpartition("/")
-        if name not in parameters or (shape and shape != parameters[name].shape):
+        parameter = parameters.get(name)
+        value = None if parameter is None else tensors[key]
+        fits = parameter is not None and shape == (() if what == COUNT else parameter.shape)
+        # The kernels read all of a parameter's state, in its own type.
+        whole = all(f"{name}/{each}" in shapes for each in (COUNT, *MEANS))
+        if value is None or not (fits and whole and what in (COUNT, *MEANS) and value.dtype == parameter.dtype):
             raise InputError(
                 f"The optimizer state holds {key}, which does not fit the model; resume with the recipe that the "
                 "checkpoint was made with."
             )
-        parameter, value = parameters[name], tensors[key]
         if not shape:
             place = parameter.device if _is_fused(optimizer) else torch.device("cpu")
             optimizer.state[parameter][what] = value.to(place, copy=True)

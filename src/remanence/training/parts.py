@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from remanence.errors import InputError
+from remanence.files import are_files, read_json
 from remanence.memory import Memory
 from remanence.training.ranks import Ranks
 from remanence.training.shares import share, share_name
@@ -39,3 +42,14 @@ class Parts:
         """The memory of the rank's lanes, which no other rank has."""
         name = f"{LANES}{lanes.start}-{lanes.stop}"
         self.tensors[name], self.memory[name] = memory.state()
+
+
+def read_page(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a rank has written down of its parts: the files with their sizes and hashes, and what memories mean.
+
+    Raises InputError when it is not what a rank writes.
+    """
+    page = read_json(path, "What a process has written of the checkpoint")
+    if not (isinstance(page, dict) and are_files(page.get("files")) and isinstance(page.get("memory"), dict)):
+        raise InputError(f"{path} is not what a process writes of its part of a checkpoint; go on with --resume.")
+    return page["files"], page["memory"]

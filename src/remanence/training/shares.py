@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -136,6 +136,12 @@ class Joined(Mapping[str, Tensor]):
 def _described(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
     """The shapes of the tensors of a file, and the rows they begin with."""
     shapes, metadata = read_header(path)
+    try:
+        # The library that reads the tensors later has checks of its own.
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
     told = parse_json(metadata.get(OFFSETS, "null"))
     begins: dict[str, int] = {}
     for name, shape in shapes.items():

@@ -12,8 +12,9 @@ The learning rate is a function of the step and needs nothing.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ from remanence.training.parts import LANES, Parts
 from remanence.training.precision import Precision
 from remanence.training.ranks import ALONE, Ranks
 from remanence.training.weights import load_weights, weights
+
+_ANOTHER = "resume from another checkpoint."
 
 
 @dataclass
@@ -53,6 +56,23 @@ class Progress:
     """The most tokens that a lane had read since its memory was empty: how full memories have been."""
     losses: list[tuple[int, float]] = field(default_factory=list)
     """(step, mean loss in nats per token since the line before) of every line of the log."""
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Progress:
+        """From its fields, as JSON has them. Raises InputError where one is not what it must be."""
+        known = {field.name: field.default for field in dataclasses.fields(cls)}
+        best, losses = told.get("best"), told.get("losses", [])
+        sound = (
+            told.keys() <= known.keys()
+            and all(_is_number(told[name], type(known[name])) for name in told.keys() - {"best", "losses"})
+            and (best is None or (isinstance(best, dict) and _is_number(best.get("nats_per_token"), float)))
+            and isinstance(losses, list)
+            and all(isinstance(each, list) and len(each) == 2 for each in losses)
+            and all(_is_number(step, int) and _is_number(loss, float) for step, loss in losses)
+        )
+        if not sound:
+            raise InputError(f"What a checkpoint tells of the progress of its run is damaged; {_ANOTHER}")
+        return cls(**{**told, "losses": [(step, loss) for step, loss in losses]})
 
 
 @dataclass
@@ -123,19 +143,55 @@ class State:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Become what was saved. Raises InputError when the checkpoint is damaged or of another model."""
-        description = checkpoint.about["resumption"]
+        description = _described(checkpoint)
         memory = _read_memory(checkpoint, self._own_lanes, self.device)
+        _check_memory(memory, self.memory, checkpoint)
         load_weights(self.model, checkpoint.tensors("model"), str(checkpoint.folder))
         restore_optimizer(self.optimizer, self.model, checkpoint.tensors("optimizer"))
         self.memory = memory
-        tensors = checkpoint.tensors("state")
         self.lanes.restore(description["lanes"])
         self.precision = description["precision"]
-        told = description["progress"]
-        self.progress = Progress(**{**told, "losses": [(step, loss) for step, loss in told["losses"]]})
-        torch.set_rng_state(tensors["generator/cpu"].clone())
-        if "generator/cuda" in tensors and self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["generator/cuda"].clone(), self.device)
+        self.progress = Progress.from_json(description["progress"])
+        try:
+            tensors = checkpoint.tensors("state")
+            torch.set_rng_state(tensors["generator/cpu"].clone())
+            if "generator/cuda" in tensors and self.device.type == "cuda":
+                torch.cuda.set_rng_state(tensors["generator/cuda"].clone(), self.device)
+        except (KeyError, TypeError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"{checkpoint.folder} holds no state of a generator ({reason}); {_ANOTHER}") from None
+
+
+def _described(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the description of a checkpoint says of resuming. Raises InputError unless all of it is of its type."""
+    told = checkpoint.about.get("resumption")
+    sound = (
+        isinstance(told, dict)
+        and all(isinstance(told.get(name), dict) for name in ("lanes", "machine", "progress"))
+        and told.get("precision") in get_args(Precision)
+        and told["progress"].get("step") == checkpoint.step
+        and isinstance(checkpoint.about.get("memory"), dict)
+    )
+    if not sound:
+        raise InputError(f"The description of {checkpoint.folder} lacks what a run is resumed from; {_ANOTHER}")
+    return told
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    """Whether a value of JSON is a number that is counted (int) or measured (float)."""
+    return (type(value) is int and 0 <= value < 1 << 62) or (kind is float and type(value) is float)
+
+
+def _check_memory(memory: Memory, like: Memory, checkpoint: Checkpoint) -> None:
+    """Raise InputError unless a memory is of the kind and the shapes of the one that training begins with."""
+    (given, _), (wanted, _) = memory.state(), like.state()
+    for name in [*wanted, *given]:
+        shapes = [None if name not in each else tuple(each[name].shape) for each in (given, wanted)]
+        if memory.kind != like.kind or shapes[0] != shapes[1]:
+            raise InputError(
+                f"The memory in {checkpoint.folder} is not one of this model ({memory.kind}, {name} {shapes[0]}, and "
+                f"not {like.kind}, {shapes[1]}); {_ANOTHER}"
+            )
 
 
 def _read_memory(checkpoint: Checkpoint, lanes: range, device: torch.device) -> Memory:
@@ -147,7 +203,9 @@ def _read_memory(checkpoint: Checkpoint, lanes: range, device: torch.device) -> 
         if not (first <= reached < min(end, lanes.stop)):
             continue
         tensors = {name: tensor.to(device, copy=True) for name, tensor in checkpoint.tensors(part).items()}
-        memory = Memory.from_state(tensors, checkpoint.about["memory"][part])
+        memory = Memory.from_state(tensors, checkpoint.about["memory"].get(part))
+        if memory.lanes != end - first:
+            raise InputError(f"{part} in {checkpoint.folder} holds {memory.lanes} lanes and not those; {_ANOTHER}")
         until = min(end, lanes.stop)
         memories.append(memory if (first, end) == (reached, until) else memory[reached - first : until - first])
         reached = until
@@ -161,7 +219,7 @@ def _read_memory(checkpoint: Checkpoint, lanes: range, device: torch.device) -> 
 
 def _first_and_end(part: str) -> tuple[int, int]:
     first, _, end = part.removeprefix(LANES).partition("-")
-    if not (first.isdecimal() and end.isdecimal()):
+    if not (first.isdecimal() and end.isdecimal() and len(part) < 40):
         raise InputError(f"A checkpoint has {part}.safetensors, whose name does not say which lanes it is of.")
     return int(first), int(end)
 
