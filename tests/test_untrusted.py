@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import lzma
 import struct
@@ -9,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ import torch
 from torch import nn
 
 from remanence.analysis.request import Plan
+from remanence.analysis.study import Study
+from remanence.analysis.trials import Trial
 from remanence.config import TrainingSettings, load_recipe
 from remanence.data import Lanes, published
 from remanence.data.corpus import Split
@@ -29,7 +33,7 @@ from remanence.errors import InputError
 from remanence.evaluation import Score
 from remanence.files import parse_json, read_header, read_json, write_json
 from remanence.memory import Memory, load_memory
-from remanence.models import config_class, outline
+from remanence.models import build, config_class, outline
 from remanence.training.checkpoint import ABOUT, FORMAT, Checkpoint, _checksum, open_checkpoint, write_description
 from remanence.training.optimizer import build_optimizer, restore_optimizer
 from remanence.training.parts import read_page
@@ -423,3 +427,26 @@ def test_a_checkpoint_of_no_step(tmp_path: Path) -> None:
 def test_a_plan_without_the_steps_of_a_recipe(tmp_path: Path) -> None:
     Plan({}, "", {"a": {}}, {"a": None}, {}, 1.0, {}).save(tmp_path / "plan.json")
     assert "not of the same names" in refused(lambda: Plan.load(tmp_path / "plan.json"))
+
+
+def test_a_compressive_memory_that_counts_more_rows_than_it_has() -> None:
+    sizes = {"segment_length": 7, "num_layers": 1, "model_width": 12, "num_heads": 3, "head_width": 4}
+    lengths = {"memory_length": 5, "compressed_length": 4, "compression_rate": 7}
+    memory = build(
+        config_class("compressive")(vocab_size=9, feed_forward_width=20, **sizes, **lengths), seed=0
+    ).init_memory(lanes=2)
+    tensors, description = memory.state()
+    Memory.from_state(tensors, description)
+    for count in (-1, 1, 1 << 40):
+        spoilt = {**tensors, "raw": torch.full((2,), count)}
+        assert "rows of its lanes" in refused(lambda spoilt=spoilt: Memory.from_state(spoilt, description))
+
+
+@pytest.mark.parametrize(
+    "change", [{"seconds": "1"}, {"tokens": 2.5}, {"stretch_nats": ([1],)}, {"failed": 3}], ids=str
+)
+def test_a_trial_whose_numbers_are_none(tmp_path: Path, change: dict[str, Any]) -> None:
+    found = dataclasses.replace(Trial(1, "a"), **change)
+    study = SimpleNamespace(_found=lambda job: found)
+    job: Any = SimpleNamespace(folder=tmp_path)
+    assert "is damaged" in refused(lambda: Study._trial(study, job))  # type: ignore[arg-type]

@@ -152,7 +152,14 @@ def _without_none(value: Any) -> Any:
 def _safetensors(data: bytes, random: Random) -> bytes:
     length = int.from_bytes(data[:8], "little")
     header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
-    if random.random() < 0.2 and body:
+    counts = [each for each in header.values() if str(each.get("dtype")) == "I64" and each["data_offsets"][1]]
+    if random.random() < 0.3 and counts:
+        # What is counted decides where things are looked up.
+        begin, end = random.choice(counts)["data_offsets"]
+        place = begin + 8 * random.randrange((end - begin) // 8)
+        number = random.choice((*NUMBERS[:7], random.randrange(-3, 30))) & (2**64 - 1)
+        body = body[:place] + number.to_bytes(8, "little") + body[place + 8 :]
+    elif random.random() < 0.2 and body:
         body = spoil_bytes(body, random)
     elif random.random() < 0.6 and "__metadata__" in header:
         header["__metadata__"] = spoil_value(header["__metadata__"], random)

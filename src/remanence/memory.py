@@ -365,8 +365,8 @@ def load_memory(path: str | Path) -> tuple[Memory, dict[str, Any]]:
         if header["sha256"] != _digest(header, tensors):
             raise ValueError("its contents do not have the hash that was saved with them")
         description, metadata = parse_json(header["memory"]), parse_json(header["metadata"])
-        if not isinstance(metadata, dict):
-            raise ValueError("its metadata is no table")
+        if not (isinstance(description, dict) and isinstance(metadata, dict)):
+            raise ValueError("its description or its metadata is no table")
     except InputError:
         raise
     except FileNotFoundError:

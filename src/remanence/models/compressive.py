@@ -171,6 +171,9 @@ class CompressiveMemory(QueueMemory, kind="compressive"):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but it must be a whole number")
         if self.compressed_length < 0 or self.rate < 1 or self.length < 0:
             raise ValueError(f"{self.slots} rows are no memory of {self.compressed_length} compressed slots")
+        most = self.valid.sum(1).clamp(max=self.length + self.group - 1)
+        if ((self.raw < 0) | (self.raw > most)).any():
+            raise ValueError(f"{self.raw.tolist()} rows of its lanes are said to be raw, of {most.tolist()} at most")
 
 
 def rows(memory_length: int, compressed_length: int, rate: int) -> int:

@@ -49,16 +49,17 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
     shapes = shapes_of(tensors)
     for key, shape in shapes.items():
         name, _, what = key.rpartition("/")
-        parameter = parameters.get(name)
-        value = None if parameter is None else tensors[key]
-        fits = parameter is not None and shape == (() if what == COUNT else parameter.shape)
         # The kernels read all of a parameter's state, in its own type.
         whole = all(f"{name}/{each}" in shapes for each in (COUNT, *MEANS))
-        if value is None or not (fits and whole and what in (COUNT, *MEANS) and value.dtype == parameter.dtype):
+        known = name in parameters and what in (COUNT, *MEANS) and whole
+        fits = known and shape == (() if what == COUNT else parameters[name].shape)
+        value = tensors[key] if fits else None
+        if value is None or value.dtype != parameters[name].dtype:
             raise InputError(
                 f"The optimizer state holds {key}, which does not fit the model; resume with the recipe that the "
                 "checkpoint was made with."
             )
+        parameter = parameters[name]
         if not shape:
             place = parameter.device if _is_fused(optimizer) else torch.device("cpu")
             optimizer.state[parameter][what] = value.to(place, copy=True)

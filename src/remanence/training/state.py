@@ -165,12 +165,13 @@ class State:
 def _described(checkpoint: Checkpoint) -> dict[str, Any]:
     """What the description of a checkpoint says of resuming. Raises InputError unless all of it is of its type."""
     told = checkpoint.about.get("resumption")
+    told = told if isinstance(told, dict) else {}
     sound = (
-        isinstance(told, dict)
-        and all(isinstance(told.get(name), dict) for name in ("lanes", "machine", "progress"))
+        all(isinstance(told.get(name), dict) for name in ("lanes", "machine", "progress"))
         and told.get("precision") in get_args(Precision)
         and told["progress"].get("step") == checkpoint.step
-        and isinstance(checkpoint.about.get("memory"), dict)
+        and isinstance(memory := checkpoint.about.get("memory"), dict)
+        and all(isinstance(each, dict) for each in memory.values())
     )
     if not sound:
         raise InputError(f"The description of {checkpoint.folder} lacks what a run is resumed from; {_ANOTHER}")
@@ -203,7 +204,7 @@ def _read_memory(checkpoint: Checkpoint, lanes: range, device: torch.device) -> 
         if not (first <= reached < min(end, lanes.stop)):
             continue
         tensors = {name: tensor.to(device, copy=True) for name, tensor in checkpoint.tensors(part).items()}
-        memory = Memory.from_state(tensors, checkpoint.about["memory"].get(part))
+        memory = Memory.from_state(tensors, checkpoint.about["memory"].get(part, {}))
         if memory.lanes != end - first:
             raise InputError(f"{part} in {checkpoint.folder} holds {memory.lanes} lanes and not those; {_ANOTHER}")
         until = min(end, lanes.stop)
