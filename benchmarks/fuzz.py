@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace, worker: str, count: int) -> dict[str, Any
             for name, tally in results.items():
                 add(found.setdefault(name, {"crashes": Counter()}), tally)
             done += sum(tally["tried"] for tally in results.values())
-            if ended.returncode or not results:
+            if ended.returncode or not (results or time.monotonic() > arguments.until):
                 deaths += 1
                 lines = ended.stderr.strip().splitlines() or [""]
                 fault = f"process ended with {ended.returncode}: {lines[-1][:100]}"
