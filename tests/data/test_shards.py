@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from remanence.data import Corpus, Lanes, Split, shards
 from remanence.data.encoding import Encoded
 from remanence.data.manifest import divided
+from remanence.data.order import order_of
 from remanence.data.prepare import prepare
 from remanence.data.shards import Maps, Shard, Starts, Tokens
 from remanence.data.writing import write_split
@@ -71,6 +73,33 @@ def test_shards_hold_the_stream_and_its_documents(tmp_path: Path, text: Split, s
     assert isinstance(made.documents, Starts)
     ranges = np.concatenate([made.documents.ranges(shard) for shard in range(len(made.documents.shards))])
     assert ranges.tolist() == np.stack([text.documents[:], np.append(text.documents[1:], len(text))], 1).tolist()
+    for shard, about in enumerate(made.documents.shards):
+        single = [made.documents.range(shard, place) for place in range(about.documents)]
+        assert single == [tuple(each) for each in made.documents.ranges(shard).tolist()]
+        for outside in (-1, about.documents):
+            with pytest.raises(IndexError, match=f"{about.documents} documents begin in the shard"):
+                made.documents.range(shard, outside)
+
+
+def test_a_document_is_looked_up_at_a_cost_that_does_not_grow_with_its_shard() -> None:
+    class Many:
+        def starts(self, shard: int) -> np.ndarray:
+            return np.arange(0, 3_000_000, 3)
+
+        def gather(self, spans: object, heads: object = ()) -> list[np.ndarray]:
+            raise AssertionError("no token is needed for it")
+
+    found = [shards.Shard(str(number), 3_000_000, 1_000_000) for number in range(2)]
+    starts = Starts(found, Many(), "train")
+    split = Split(Tokens(found, np.dtype("<u2"), Many()), 65536, starts, name="train")
+    order = order_of(split, shift=1)
+    assert order.part(0) == (0, 2)
+    tracemalloc.start()
+    try:
+        assert [order.part(number) for number in (5, 999_999)] == [(15, 17), (2_999_997, 2_999_999)]
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from remanence.config import Recipe
 from remanence.data import Corpus
@@ -15,6 +16,8 @@ from remanence.data.tokenizers.char import CharTokenizer
 from remanence.errors import DamageWarning, InputError
 from remanence.memory import Distances
 from remanence.training import Trainer, load_run
+from remanence.training.checkpoint import Checkpoint, open_checkpoint, write_description, write_parts
+from remanence.training.shelf import Shelf
 from remanence.training.weights import weights
 
 Make = Callable[..., Recipe]
@@ -91,6 +94,50 @@ def test_instead_of_a_damaged_last_checkpoint_the_one_before_is_loaded(name: str
     damage(trained.folder.path / "checkpoints" / "step-4" / "model.safetensors")
     with pytest.raises(InputError, match=r"None of the checkpoints in .* is whole: .*last.*step-4"):
         load_run(trained.folder.path, which="last")
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_what_is_replaced_while_it_is_read_is_read_anew(
+    times: int, trained: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf, real, done = trained.folder.shelf, Checkpoint.tensors, []
+
+    def tensors(self: Checkpoint, part: str) -> Mapping[str, Tensor]:
+        # Its hashes have been compared; now training puts the next one there, of the same shapes.
+        if len(done) < times:
+            done.append(self)
+            saved(trained, shelf, 10 + len(done))
+        return real(self, part)
+
+    monkeypatch.setattr(Checkpoint, "tensors", tensors)
+    run = load_run(trained.folder.path, which="last")
+    alone = load_run(trained.folder.path, which="last")
+    assert run.step == alone.step == 10 + times and run.fingerprint == alone.fingerprint
+    assert all(torch.equal(tensor, weights(run.model)[name]) for name, tensor in weights(trained.model).items())
+
+
+def test_one_that_is_replaced_again_and_again_is_told(trained: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, steps = Checkpoint.tensors, iter(range(10, 1000))
+
+    def tensors(self: Checkpoint, part: str) -> Mapping[str, Tensor]:
+        saved(trained, trained.folder.shelf, next(steps))
+        return real(self, part)
+
+    monkeypatch.setattr(Checkpoint, "tensors", tensors)
+    with pytest.raises(InputError, match="were replaced 20 times while they were read"):
+        load_run(trained.folder.path, which="last")
+
+
+def saved(trained: Trainer, shelf: Shelf, step: int) -> None:
+    """Other weights as the last checkpoint."""
+    about = dict(open_checkpoint(shelf.last, check=False).about) | {"step": step}
+    with torch.no_grad():
+        for tensor in weights(trained.model).values():
+            tensor.add_(1)
+    made = shelf.draft(f"last-{step}.0")
+    files = write_parts(made, {"model": {name: each.detach() for name, each in weights(trained.model).items()}})
+    write_description(made, {name: about[name] for name in about.keys() - {"format", "files"}}, files)
+    shelf.put_last(made, step, keep=1)
 
 
 def test_a_recipe_that_does_not_fit_the_weights_is_refused(trained: Trainer) -> None:

@@ -94,7 +94,7 @@ class Divided:
 
     def part(self, number: int) -> tuple[int, int] | None:
         shard = int(np.searchsorted(self._counts, number, side="right")) - 1
-        begin, end = self._starts.ranges(shard)[number - int(self._counts[shard])].tolist()
+        begin, end = self._starts.range(shard, number - int(self._counts[shard]))
         found = trimmed(np.array([[begin, end]]), self._split, self._shift)
         return None if not len(found) else (int(found[0, 0]), int(found[0, 1]))
 

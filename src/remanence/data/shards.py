@@ -232,18 +232,36 @@ class Starts:
 
     def ranges(self, shard: int) -> np.ndarray:
         """(n, 2) where in the split the documents that begin in a shard begin and end."""
+        begins = self._begins(shard)
+        return np.stack([begins, np.append(begins[1:], self._end(shard))[: len(begins)]], 1)
+
+    def range(self, shard: int, place: int) -> tuple[int, int]:
+        """Where in the split the document begins and ends that is at this place of those that begin in a shard.
+
+        The cost does not grow with the documents of the shard, once its starts are held.
+        """
+        begins = self._begins(shard)
+        if not 0 <= place < len(begins):
+            raise IndexError(f"{len(begins)} documents begin in the shard, and none is at place {place}")
+        return int(begins[place]), int(begins[place + 1]) if place + 1 < len(begins) else self._end(shard)
+
+    def _begins(self, shard: int) -> np.ndarray:
+        """(n,) where in the split the documents of a shard begin; those of the last shards asked for are held."""
         begins = self._held.get(shard)
         if begins is None:
             begins = self._held[shard] = self._of(shard)
             while len(self._held) > INDEXES:
                 self._held.popitem(last=False)
         self._held.move_to_end(shard)
+        return begins
+
+    def _end(self, shard: int) -> int:
+        """Where in the split the last document ends that begins in a shard."""
         after = shard + 1
         # Past shards that lie wholly in a document begun before.
         while after < len(self.shards) and self.shards[after].continues == self.shards[after].tokens:
             after += 1
-        end = int(self._edges[after]) + (self.shards[after].continues if after < len(self.shards) else 0)
-        return np.stack([begins, np.append(begins[1:], end)[: len(begins)]], 1)
+        return int(self._edges[after]) + (self.shards[after].continues if after < len(self.shards) else 0)
 
     def _of(self, shard: int) -> np.ndarray:
         about = self.shards[shard]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import safetensors
 import torch
 
 from remanence.config import Recipe
@@ -15,8 +16,10 @@ from remanence.data import Tokenizer, load_tokenizer
 from remanence.errors import InputError
 from remanence.memory import Distances
 from remanence.models import LanguageModel, build
+from remanence.training.checkpoint import Checkpoint
 from remanence.training.folder import RunFolder
 from remanence.training.identity import check_same_run
+from remanence.training.shelf import TRIES
 from remanence.training.weights import check_size, fingerprint, load_weights
 
 
@@ -57,13 +60,33 @@ def load_run(
 
     `which` is the checkpoint with the best validation, or the last one; a run that was never validated has no best, and
     gives the last. Where the last one is damaged, the one before it is taken, with a DamageWarning. `dtype` casts the
-    weights. Raises InputError when the folder holds no run, the run has no checkpoint yet, or there is none that is
-    whole, or it is of another recipe or tokenizer. Nothing in the folder is executed.
+    weights. The run may still be in training: what is replaced while it is read is read anew. Raises InputError when
+    the folder holds no run, the run has no checkpoint yet, or there is none that is whole, or it is of another recipe
+    or tokenizer. Nothing in the folder is executed.
     """
     run = RunFolder(Path(folder))
     recipe = run.read_recipe()
-    chosen = "best" if which == "best" and run.shelf.has_best else "last"
-    checkpoint = run.shelf.open_best() if chosen == "best" else run.shelf.open_last()
+    for left in reversed(range(TRIES)):
+        chosen = "best" if which == "best" and run.shelf.has_best else "last"
+        checkpoint = run.shelf.open_best() if chosen == "best" else run.shelf.open_last()
+        try:
+            found = _read(run, recipe, checkpoint, chosen)
+        except (InputError, OSError, safetensors.SafetensorError):
+            # Halves of two checkpoints need not fit each other; one alone has to.
+            if not left or run.shelf.has_still(checkpoint):
+                raise
+        else:
+            # The hashes are of what stood there before, and the tensors of what stands there now.
+            if run.shelf.has_still(checkpoint):
+                return replace(found, model=found.model.to(device=device, dtype=dtype).eval())
+    raise InputError(
+        f"The checkpoints in {run.shelf.path} were replaced {TRIES} times while they were read; wait for the training "
+        "that writes them, or let it save more rarely."
+    )
+
+
+def _read(run: RunFolder, recipe: Recipe, checkpoint: Checkpoint, which: Literal["best", "last"]) -> Run:
+    """The run with the weights of one checkpoint. Raises InputError, OSError and safetensors.SafetensorError."""
     about = checkpoint.about
     check_about(about, str(checkpoint.folder))
     check_same_run(about["recipe"], recipe, str(checkpoint.folder))
@@ -80,12 +103,12 @@ def load_run(
     return Run(
         folder=run.path,
         recipe=recipe,
-        model=model.to(device=device, dtype=dtype).eval(),
+        model=model,
         tokenizer=tokenizer,
         distances=Distances(**about["distances"]),
         fingerprint=fingerprint(table_of(recipe)["model"], checkpoint.sha256("model")),
         step=about["step"],
-        which=chosen,
+        which=which,
         corpus=about["corpus"],
         best=about["best"],
     )

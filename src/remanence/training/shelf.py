@@ -5,8 +5,10 @@
     best      the weights with the best validation
 
 A new checkpoint is written as a draft beside them (a hidden name) and renamed into its place, and only then is an old
-one removed; so there is a whole one at every moment. What is removed is made a draft first: no half is ever taken for a
-checkpoint.
+one removed; so a run finds a whole one at every moment. What is removed is made a draft first: no half is ever taken
+for a checkpoint.
+
+Others may read while a run is trained: what was found is looked for again where something changed its place meanwhile.
 """
 
 from __future__ import annotations
@@ -14,15 +16,19 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from remanence.errors import DamageWarning, InputError
 from remanence.files import flush_folder
-from remanence.training.checkpoint import Checkpoint, Damaged, open_checkpoint
+from remanence.training.checkpoint import ABOUT, Checkpoint, Damaged, open_checkpoint
 
+Found = TypeVar("Found")
 DRAFT = ".part"
+TRIES = 20
+"""How often something is read anew because a training run beside has put another checkpoint there."""
 
 
 @dataclass(frozen=True)
@@ -56,37 +62,42 @@ class Shelf:
 
     def open_best(self) -> Checkpoint:
         """The checkpoint with the best validation. Raises InputError when there is none, or it is damaged."""
-        if not self.best.exists() and self._best_before.exists():
-            # The process was killed in the instant between moving the old one away and the new one in.
-            return open_checkpoint(self._best_before)
-        return open_checkpoint(self.best)
+
+        def found() -> Checkpoint:
+            # The process may have been killed in the instant between moving the old one away and the new one in.
+            stepped_aside = not self.best.exists() and self._best_before.exists()
+            return open_checkpoint(self._best_before if stepped_aside else self.best)
+
+        return self._undisturbed(found)
 
     def open_last(self) -> Checkpoint:
         """The newest checkpoint that is whole; damaged ones are passed over with a DamageWarning.
 
         Raises InputError when there is none.
         """
-        tried: list[str] = []
-        for folder in self.newest:
-            try:
-                checkpoint = open_checkpoint(folder)
-            except Damaged as damage:
-                tried.append(damage.reason)
-                continue
-            if tried:
-                warnings.warn(
-                    f"{'; '.join(tried)}; the checkpoint before it, {folder} of step {checkpoint.step:,}, is used "
-                    "instead.",
-                    DamageWarning,
-                    stacklevel=2,
-                )
-            return checkpoint
-        if not tried:
-            raise InputError(f"There is no checkpoint {self.last}; check the run's folder.")
-        raise InputError(
-            f"None of the checkpoints in {self.path} is whole: {'; '.join(tried)}; put a whole one back, or start a "
-            "new run in another folder by --folder."
-        )
+        checkpoint, tried = self._undisturbed(self._find_whole)
+        if checkpoint is None:
+            if not tried:
+                raise InputError(f"There is no checkpoint {self.last}; check the run's folder.")
+            raise InputError(
+                f"None of the checkpoints in {self.path} is whole: {'; '.join(tried)}; put a whole one back, or start "
+                "a new run in another folder by --folder."
+            )
+        if tried:
+            warnings.warn(
+                f"{'; '.join(tried)}; the checkpoint before it, {checkpoint.folder} of step {checkpoint.step:,}, is "
+                "used instead.",
+                DamageWarning,
+                stacklevel=2,
+            )
+        return checkpoint
+
+    def has_still(self, checkpoint: Checkpoint) -> bool:
+        """Whether a checkpoint stands where it was opened: a training run beside may have put another one there."""
+        try:
+            return open_checkpoint(checkpoint.folder, check=False).about == checkpoint.about
+        except (InputError, OSError):
+            return False
 
     def draft(self, name: str) -> Path:
         """Where a checkpoint is written before it is put in its place."""
@@ -95,14 +106,16 @@ class Shelf:
     def put_last(self, draft: Path, step: int, keep: int, doubtful: Collection[Path] = ()) -> None:
         """Make the checkpoint `draft` of that step the last one, and keep the `keep` newest in all.
 
-        Those of this step and later ones are of a future that was taken back; they and the `doubtful` ones go.
+        Those of this step and later ones are of a future that was taken back; they and the `doubtful` ones go, when
+        the new one stands in its place.
         """
         gone: list[Path] = []
         if self.last.exists():
-            before = self._step_of_last()
-            if before is None or before >= step or self.last in doubtful:
+            before = None if self.last in doubtful else self._step_of_last()
+            if before is None:
                 gone.append(self._aside(self.last))
             else:
+                # Also one that will go stays in sight until the new one is there: it may be the only whole one.
                 aside = self.path / f"step-{before}"
                 if aside.exists():
                     gone.append(self._aside(aside))
@@ -127,13 +140,67 @@ class Shelf:
         shutil.rmtree(self._best_before, ignore_errors=True)
 
     def clear(self) -> None:
-        """Remove what attempts that were killed left behind."""
-        for each in self.path.glob(f".*{DRAFT}"):
+        """Remove what attempts that were killed left behind; what is needed of it takes its place again.
+
+        Where nothing to resume from is whole, the newest draft that is becomes such, and without one no draft that was
+        ever finished is removed.
+        """
+        drafts = list(self.path.glob(f".*{DRAFT}"))
+        finished = [each for each in drafts if (each / ABOUT).exists() and each.name.startswith((".last", ".step-"))]
+        if finished and self._find_whole()[0] is None:
+            whole = [found for each in finished if (found := _whole(each))]
+            if whole:
+                newest = max(whole, key=lambda found: found.step)
+                place = self.last if not self.last.exists() else self.path / f"step-{newest.step}"
+                shutil.rmtree(place, ignore_errors=True)
+                os.rename(newest.folder, place)
+                flush_folder(self.path)
+            else:
+                drafts = [each for each in drafts if each not in finished]
+        for each in drafts:
             shutil.rmtree(each, ignore_errors=True)
 
     @property
     def _best_before(self) -> Path:
         return self.path / ".best.previous"
+
+    def _find_whole(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that is whole, and what is wrong with those that are newer."""
+        tried: list[str] = []
+        for folder in self.newest:
+            try:
+                return open_checkpoint(folder), tried
+            except Damaged as damage:
+                tried.append(damage.reason)
+            except (InputError, OSError):
+                # Moved away since it was listed.
+                tried.append(f"{folder} is missing")
+        return None, tried
+
+    def _undisturbed(self, read: Callable[[], Found]) -> Found:
+        """What `read` gives or raises, of a moment in which no checkpoint changed its place."""
+        for _ in range(TRIES):
+            before = self._places()
+            try:
+                found = read()
+            except (InputError, OSError):
+                if self._places() == before:
+                    raise
+                continue
+            if self._places() == before:
+                return found
+        return read()
+
+    def _places(self) -> dict[str, tuple[int, int]]:
+        """Which folder stands where."""
+        places = {}
+        for folder in [*self.newest, self.best, self._best_before]:
+            try:
+                about = folder.stat()
+            except OSError:
+                continue
+            places[folder.name] = about.st_ino, about.st_mtime_ns
+        return places
 
     def _step_of_last(self) -> int | None:
         try:
@@ -147,3 +214,10 @@ class Shelf:
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(folder, aside)
         return aside
+
+
+def _whole(folder: Path) -> Checkpoint | None:
+    try:
+        return open_checkpoint(folder)
+    except InputError:
+        return None
