@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from remanence.models import LanguageModel, build
 from remanence.training import Trainer
 from remanence.training.engines import ENGINES
 from remanence.training.horizon import Reading, lanes_of, read_segment
-from remanence.training.ranks import Ranks
+from remanence.training.ranks import Ranks, leave
 from remanence.training.sharding import Shards, mesh_of, total_norm
 from remanence.training.shares import own
 
@@ -102,7 +102,19 @@ def _enter(rank: int, size: int, folder: str, task: Callable[[int, int], dict[st
     try:
         save_file(task(rank, size), f"{folder}/{rank}.safetensors")
     finally:
-        distributed.destroy_process_group()
+        leave()
+    # A thread that still spoke for the group would take the process down at its end.
+    assert "pt_gloo_runloop" not in threads()
+
+
+def threads() -> list[str]:
+    """The names of this process's threads, those that Python knows nothing of among them (on Linux)."""
+    found: list[str] = []
+    for each in Path("/proc/self/task").glob("*/comm"):
+        # One that ends meanwhile has no name.
+        with suppress(OSError):
+            found.append(each.read_text().strip())
+    return found
 
 
 def on_ranks(size: int, folder: Path, task: Callable[[int, int], dict[str, Tensor]]) -> list[dict[str, Tensor]]:

@@ -59,10 +59,15 @@ def main(argv: Sequence[str], prog: str) -> int:
     if "-h" in argv or "--help" in argv:
         parse(argv, prog)
     with joined() as ranks:
-        with ranks.together():
-            trainer = _trainer(parse(argv, prog), ranks)
-        result = trainer.run()
-    return 0 if result.signal is None else 128 + result.signal
+        signal = _train(argv, prog, ranks)
+    return 0 if signal is None else 128 + signal
+
+
+def _train(argv: Sequence[str], prog: str, ranks: Ranks) -> int | None:
+    """The signal that stopped the run. Nothing of the trainer is left when the group of ranks ends."""
+    with ranks.together():
+        trainer = _trainer(parse(argv, prog), ranks)
+    return trainer.run().signal
 
 
 def _trainer(arguments: Arguments, ranks: Ranks) -> Trainer:

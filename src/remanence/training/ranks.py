@@ -9,17 +9,20 @@ gradients) is summed over the ranks. Nobody but this module knows how they talk 
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from traceback import clear_frames
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import debug
 
 from remanence.errors import Elsewhere, InputError
 from remanence.training.interrupts import Interrupted
@@ -172,8 +175,33 @@ def joined() -> Iterator[Ranks]:
         yield ranks
         # Whoever leaves while another still speaks to it takes that one down.
         ranks.barrier()
+    except BaseException as error:
+        # What was raised holds on to the places it came through, and they to the model.
+        _forget_places(error)
+        raise
     finally:
-        dist.destroy_process_group()
+        leave()
+
+
+def leave() -> None:
+    """End the group, and with it the threads that speak for it.
+
+    A thread of gloo gives back its last tensors when the group is gone from memory. Where that is left to the end of
+    the interpreter, the tensors' Python halves cannot be given back any more, and the process aborts (PyTorch 2.13).
+    DTensor remembers layouts, these their mesh, and that the group; models and what watches over them are cycles.
+    """
+    getattr(debug, "_clear_sharding_prop_cache", lambda: None)()
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def _forget_places(error: BaseException | None) -> None:
+    """Empty the frames that an error came through, and those of what led to it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _number(name: str) -> int:
