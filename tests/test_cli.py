@@ -185,3 +185,13 @@ def test_every_command_names_the_nearest_flag(name: str, root: Path, capsys: pyt
     assert main([*argv, "--zzz"]) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and told.startswith("remanence: error: There is no flag --zzz; did you mean --")
+
+
+@pytest.mark.parametrize(("rank", "told"), [("0", 1), ("1", 0)])
+def test_commands_that_are_not_shared_refuse_several_processes(
+    rank: str, told: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["generate", "runs/x"]) == 2
+    assert capsys.readouterr().err.count("generate is done by one process; start it without torchrun") == told

@@ -37,6 +37,8 @@ example:
   remanence train recipes/lamemo-wikitext-2.toml --training.steps 2000
 """
 
+SHARED = ("train", "evaluate")
+"""Commands whose work several processes share."""
 FAILED, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 NO_MEMORY = (
     "This machine has not enough memory for what was asked; take shorter segments, a shorter memory, fewer lanes or a "
@@ -96,6 +98,13 @@ def _run(argv: list[str]) -> int:
         known = ("--help", "--version") if kind == "option" else tuple(COMMANDS)
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         return _fail(f"There is no {kind} {name}; did you mean {close}? See remanence --help.")
+    if name not in SHARED and os.environ.get("WORLD_SIZE", "1") != "1":
+        # Each of several processes would do all of it, in one another's way.
+        first = os.environ.get("RANK", "0") == "0"
+        words = (
+            f"remanence {name} is done by one process; start it without torchrun, which is for {' and '.join(SHARED)}."
+        )
+        return _fail(words) if first else FAILED
     with _warnings_in_sentences():
         return import_module(f"remanence.commands.{name}").main(rest, f"remanence {name}")
 

@@ -14,7 +14,8 @@ from tests.training.ranked import ROOT, Case, launch, outcome, train
 
 from remanence.data import Corpus
 from remanence.errors import InputError, SettingWarning
-from remanence.training.horizon import _pieces
+from remanence.training.folder import RunFolder
+from remanence.training.horizon import SEED_APART, pieces_of
 from remanence.training.ranks import ALONE, Ranks, joined
 
 CASES = [
@@ -55,7 +56,7 @@ def test_a_run_of_two_ranks_goes_on_on_one_and_on_four(corpus: Corpus, alone: Pa
 
 @pytest.mark.parametrize(("size", "wanted"), [(1, [(0, 0, 8)]), (2, [(0, 0, 8), (0, 4, 8)])])
 def test_a_group_of_lanes_may_be_shared_by_ranks(size: int, wanted: list[tuple[int, int, int]]) -> None:
-    found = [piece[1:] for rank in range(size) for piece in _pieces(8 // size, 1, Ranks(rank, size))]
+    found = [piece[1:] for rank in range(size) for piece in pieces_of(8 // size, 1, Ranks(rank, size))]
     assert found == wanted
 
 
@@ -65,7 +66,7 @@ def test_every_lane_of_every_group_belongs_to_one_rank(groups: int, size: int) -
     read = [
         (piece.group, piece.offset + lane)
         for rank in range(size)
-        for piece in _pieces(lanes, groups, Ranks(rank, size))
+        for piece in pieces_of(lanes, groups, Ranks(rank, size))
         for lane in range(piece.size)
     ]
     assert read == [(group, lane) for group in range(groups) for lane in range(12 // groups)]
@@ -73,7 +74,7 @@ def test_every_lane_of_every_group_belongs_to_one_rank(groups: int, size: int) -
 
 def test_groups_that_fit_no_ranks_are_refused() -> None:
     with pytest.raises(InputError, match=r"accumulation is 2 and there are 3 processes.*multiple"):
-        _pieces(4, 2, Ranks(1, 3))
+        pieces_of(4, 2, Ranks(1, 3))
 
 
 def test_lanes_that_cannot_be_shared_are_refused() -> None:
@@ -110,3 +111,19 @@ def test_a_recipe_that_no_rank_can_use_is_told_once(tmp_path: Path) -> None:
     )
     assert done.returncode == 1, "torchrun's own code for a process that failed"
     assert done.stderr.count("remanence: error:") == 1 and "exitcode  : 2" in done.stderr
+
+
+def test_a_run_goes_on_by_itself_where_it_is_the_launchers_own(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    own, restarted = Ranks(0, 2, 0, "today"), Ranks(0, 2, 0, "", restarted=True)
+    assert not folder.goes_on(own) and not folder.goes_on(restarted)
+    (tmp_path / "recipe.toml").write_text("")
+    assert folder.goes_on(restarted) and not folder.goes_on(own) and not folder.goes_on(ALONE)
+    (tmp_path / "launch").write_text("today")
+    assert folder.goes_on(own) and not folder.goes_on(Ranks(0, 2, 0, "tomorrow", restarted=True))
+
+
+def test_seeds_of_far_lanes_are_numbers_that_a_generator_takes() -> None:
+    for offset in (1, 415, 4096, 10**6):
+        torch.Generator().manual_seed((2**62 - 1 + SEED_APART * offset) % (1 << 63))
+    assert SEED_APART % 2

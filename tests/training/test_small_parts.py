@@ -131,3 +131,12 @@ def test_outside_the_main_thread_no_handler_is_set() -> None:
     thread.start()
     thread.join()
     assert found == [before]
+
+
+def test_a_repeated_sigterm_is_the_same_notice_and_a_second_ctrl_c_ends_at_once() -> None:
+    with Interrupts(speaking=False) as interrupts:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupts.signal == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

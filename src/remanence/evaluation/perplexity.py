@@ -95,7 +95,8 @@ def evaluate(
     for measurement in measurements:
         measurement.join(ranks.gather(measurement))
     if progress is not None and ranks.size > 1:
-        progress(tokens, tokens)
+        with ranks.together():
+            progress(tokens, tokens)
     return Score(
         nats=nats,
         tokens=tokens,

@@ -30,6 +30,11 @@ def choose_device(name: str, local: int = 0) -> torch.device:
     try:
         device = torch.device(name)
         if device.type == "cuda" and device.index is None and local:
+            if local >= torch.cuda.device_count():
+                raise InputError(
+                    f"Process {local} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; "
+                    "start as many processes by --nproc-per-node, or set training.device to cpu."
+                )
             device = torch.device("cuda", local)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):

@@ -90,7 +90,7 @@ class RunFolder:
         if not self.holds_run:
             return False
         name = self._launch.read_text(encoding="utf-8", errors="replace") if self._launch.is_file() else ""
-        return ranks.restarted or (name == ranks.launch != "")
+        return name == ranks.launch if name and ranks.launch else ranks.restarted
 
     def create(self, recipe: Recipe, tokenizer: Any, launch: str = "") -> None:
         """Make the folder with the recipe and the tokenizer in it, in one step. Raises InputError like `check_free`."""
@@ -126,7 +126,13 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
 
     Raises InputError when another one holds it, with `busy` for what it does: "is being trained".
     """
-    with open(folder / ".lock", "w") as file:
+    try:
+        file = open(folder / ".lock", "w")  # noqa: SIM115 (closed by the block below)
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written to ({error.strerror or error}); make it writable, or copy it elsewhere."
+        ) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -33,7 +33,7 @@ from remanence.training.ranks import ALONE, Ranks
 
 Read = Callable[..., tuple[Tensor, Tensor, Any]]
 
-SEED_APART = 0x9E3779B97F4A7C15 >> 8
+SEED_APART = 0x9E3779B97F4A7C15
 """Between the seeds of two lanes; odd, so that those of neighbouring segments do not meet."""
 
 DIFFERENTIATING = tuple(name for name in ENGINES if name != "truncated")
@@ -116,7 +116,7 @@ def accumulate_gradients(
     """
     counts = [batch.scored for batch in batches] if counts is None else list(counts)
     scored, lanes = sum(counts), memory.lanes * ranks.size
-    pieces = _pieces(memory.lanes, groups, ranks)
+    pieces = pieces_of(memory.lanes, groups, ranks)
     parts: list[Memory] = []
     totals: Any = 0.0
     shares = max(sum(map(bool, counts)), 1) * lanes
@@ -130,7 +130,7 @@ def accumulate_gradients(
                 list(batches) if len(pieces) == 1 else [lanes_of(batch, piece.lanes) for batch in batches],
                 counts=counts,
                 shares=shares,
-                seed=seed + piece.group * len(batches) + (0 if by_lane else SEED_APART * piece.offset),
+                seed=(seed + piece.group * len(batches) + (0 if by_lane else SEED_APART * piece.offset)) % (1 << 63),
                 among=(piece.offset, piece.size, piece.total) if by_lane else None,
                 read_segment=read,
                 around=around,
@@ -166,8 +166,11 @@ class Piece(NamedTuple):
         return self.lanes.stop - self.lanes.start
 
 
-def _pieces(lanes: int, groups: int, ranks: Ranks) -> list[Piece]:
-    """What a rank with so many lanes reads one after the other."""
+def pieces_of(lanes: int, groups: int, ranks: Ranks) -> list[Piece]:
+    """What a rank with so many lanes reads one after the other.
+
+    Raises InputError where neither of groups and ranks divides the other.
+    """
     total = lanes * ranks.size // groups
     if groups % ranks.size == 0:
         count = groups // ranks.size

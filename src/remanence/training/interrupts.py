@@ -19,7 +19,7 @@ class Interrupted(Exception):
 
 
 class Interrupts:
-    """Remembers the first SIGINT or SIGTERM in `signal`, and ends the process at the second one.
+    """Remembers the first SIGINT or SIGTERM in `signal`, and ends the process at a SIGINT after it.
 
     Used as a context; outside the main thread, where Python allows no handlers, it does nothing. `speaking` says
     whether this process tells the person what it does.
@@ -55,10 +55,13 @@ class Interrupts:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            # Schedulers tell every process, and a launcher tells its own once more: the notice is the same.
+            return
         self.signal = number
         if self.speaking:
             # Not print: the handler may have interrupted one that holds the stream's lock.
-            os.write(2, b"\nremanence: saving after this step; once more stops at once, without saving.\n")
+            os.write(2, b"\nremanence: saving after this step; Ctrl-C once more stops at once, without saving.\n")
         if self._at_once:
             raise Interrupted

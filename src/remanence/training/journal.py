@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from remanence.config import Recipe, TrainingSettings
-from remanence.errors import InputError
+from remanence.errors import Elsewhere, InputError
 from remanence.files import write_json
 from remanence.training.folder import RunFolder
 from remanence.training.horizon import Horizon
@@ -93,7 +93,7 @@ class Journal:
 
     def ended(self, number: int | None) -> None:
         """Training is done, or the signal of that number stopped it; everything has been saved."""
-        progress, path = self.state.progress, self.folder.path
+        progress, path, ranks = self.state.progress, self.folder.path, self.state.ranks
         if number is None:
             told = {"seconds": round(progress.seconds, 3), "stalled": round(progress.stalled, 3)}
             self.write("end", **told, tokens=progress.tokens)
@@ -106,7 +106,7 @@ class Journal:
             self.write("stop", signal=signal.Signals(number).name, stalled=round(progress.stalled, 3))
             self.say(
                 f"Stopped at step {progress.step:,} of {self.settings.steps:,} and saved; go on with: "
-                f"remanence train {path} --resume"
+                f"remanence train {path} --resume" + (", by any number of processes" if ranks.size > 1 else "")
             )
         self.sync()
 
@@ -149,7 +149,9 @@ class Journal:
                 {"step": step, "learning_rate": rate, "loss": loss, "gradient_norm": norm, "auxiliary": auxiliary}
             )
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise self.diverged(f"The loss became {loss:g} and the norm of the gradient {norm:g}")
+                found = self.diverged(f"The loss became {loss:g} and the norm of the gradient {norm:g}")
+                # All ranks see the same numbers.
+                raise found if self.state.ranks.first else Elsewhere(str(found))
             self.state.progress.loss_sum += loss
             self.state.progress.loss_steps += 1
         self._unread.clear()
@@ -201,8 +203,7 @@ class Journal:
             "lanes": self.state.lanes.state(),
             "precision": self.state.precision,
         }
-        if self.state.ranks.first:
-            write_json(self.folder.diverged, record)
+        write_json(self.folder.diverged, record)
         self.write("diverged", what=what, at=last["step"])
         saved = self.keeper.written_at
         kept = f"the checkpoint of step {saved:,} is kept" if saved else "no checkpoint was due before"

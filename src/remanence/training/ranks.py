@@ -33,6 +33,9 @@ TIMEOUT = "REMANENCE_TIMEOUT"
 PATIENCE = 600.0
 """That number, unless it is set: a rank that validates, saves or compiles is longer on its way than one that trains."""
 
+LOST = ("gloo", "Gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+"""Words by which PyTorch's errors of a connection are known; they are of no kind of their own."""
+
 Value = TypeVar("Value")
 
 
@@ -132,8 +135,7 @@ ALONE = Ranks()
 def joined() -> Iterator[Ranks]:
     """The group that the launcher describes in the environment (`torchrun`), for as long as the block lasts.
 
-    Raises InputError where the environment means nothing, or there is no GPU for each process of a machine that has
-    some.
+    Raises InputError where the environment means nothing, and where another process has gone or does not answer.
     """
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         yield ALONE
@@ -152,12 +154,7 @@ def joined() -> Iterator[Ranks]:
         yield ranks
         return
     cuda = torch.cuda.is_available()
-    if cuda:
-        if ranks.local >= torch.cuda.device_count():
-            raise InputError(
-                f"Process {ranks.local} of this machine has no GPU of its own: there are "
-                f"{torch.cuda.device_count()}; give torchrun --nproc-per-node {torch.cuda.device_count()} or fewer."
-            )
+    if cuda and ranks.local < torch.cuda.device_count():
         torch.cuda.set_device(ranks.local)
     seconds = _patience()
     patience = timedelta(seconds=seconds)
@@ -178,7 +175,13 @@ def joined() -> Iterator[Ranks]:
     except BaseException as error:
         # What was raised holds on to the places it came through, and they to the model.
         _forget_places(error)
-        raise
+        if not (isinstance(error, RuntimeError) and any(each in str(error) for each in LOST)):
+            raise
+        sentence = (
+            f"Another process of this run has ended or did not answer for {seconds:g} s ({TIMEOUT}); what is said of "
+            "it tells why, and --resume goes on from the last checkpoint."
+        )
+        raise (InputError if ranks.first else Elsewhere)(sentence) from None
     finally:
         leave()
 

@@ -10,25 +10,60 @@ everything that uses it is complete, whether that backward uses it or not.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
+from remanence.training.ranks import Ranks
+
 
 class Replicated:
     """Sums the gradients of a model over all ranks. Raises RuntimeError where the ranks' models differ in shape."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._parallel = DistributedDataParallel(_Passing(model), gradient_as_bucket_view=True)
+    def __init__(self, model: nn.Module, ranks: Ranks) -> None:
+        passing = _Passing(model)
+        self._ranks, self._trained = ranks, list(passing.trained)
+        self._parallel = DistributedDataParallel(passing, gradient_as_bucket_view=True)
         self._parallel.register_comm_hook(None, _sum)
+        self._reached: set[int] = set()
+        """Which parameters a gradient has reached on this rank."""
+        self._hooks = [
+            each.register_post_accumulate_grad_hook(partial(self._note, number))
+            for number, each in enumerate(self._trained)
+        ]
+
+    @contextmanager
+    def summing(self) -> Iterator[None]:
+        """Around all backwards of a step. A parameter that took part on no rank has no gradient afterwards, as on one
+        process: which ones do may depend on the text.
+        """
+        self._reached.clear()
+        yield
+        reached = torch.zeros(len(self._trained), dtype=torch.int64)
+        reached[list(self._reached)] = 1
+        for parameter, count in zip(self._trained, self._ranks.sum(reached).tolist(), strict=True):
+            if not count:
+                parameter.grad = None
 
     def last(self, objective: Tensor) -> Tensor:
         """The objective of the last backward of a step; after that backward, gradients are sums over all ranks."""
         return self._parallel(objective)
+
+    def release(self) -> None:
+        """Leave the model as it was found."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _note(self, number: int, parameter: Tensor) -> None:
+        self._reached.add(number)
 
 
 class _Passing(nn.Module):

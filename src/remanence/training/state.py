@@ -212,8 +212,8 @@ def _read_memory(checkpoint: Checkpoint, lanes: range, device: torch.device) -> 
         reached = until
     if reached < lanes.stop:
         raise InputError(
-            f"The checkpoint {checkpoint.folder} has no memory of lane {reached} of {lanes.stop}; it was made with "
-            "fewer lanes, or by an earlier version that kept memories elsewhere: begin a new run."
+            f"The checkpoint {checkpoint.folder} has no memory of lane {reached}, as one that an earlier version made; "
+            "its weights can be evaluated, but to train on begin a new run."
         )
     return memories[0] if len(memories) == 1 else Memory.concatenate(memories)
 

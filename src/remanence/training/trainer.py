@@ -30,7 +30,7 @@ from remanence.models import LanguageModel, build
 from remanence.training.allocation import keep_freed_memory
 from remanence.training.device import choose_device, compiles
 from remanence.training.folder import RunFolder
-from remanence.training.horizon import accumulate_gradients, choose_engine, read_segment
+from remanence.training.horizon import accumulate_gradients, choose_engine, pieces_of, read_segment
 from remanence.training.identity import check_same_run
 from remanence.training.interrupts import SIGNALS, Interrupted, Interrupts
 from remanence.training.journal import Journal
@@ -92,6 +92,7 @@ class Trainer:
         if settings.tensorboard:
             TensorBoard.check_installed()
         part = ranks.share(settings.lanes)
+        pieces_of(part.stop - part.start, settings.accumulation, ranks)
         device = choose_device(settings.device, ranks.local)
         model = build(recipe.model, seed=settings.seed).to(device).train()
         self.engine = choose_engine(model, settings.engine)
@@ -175,8 +176,11 @@ class Trainer:
                 if self.profiler and self.resume:
                     self.profiler.check(self.state.progress.step, self.settings.steps, self._goes_aside)
             if self.ranks.size > 1 and not self._is_shared:
-                self._last = Replicated(self.model).last
+                replicated = Replicated(self.model, self.ranks)
+                self._last, self._summing = replicated.last, replicated.summing
+                held.callback(replicated.release)
                 held.callback(setattr, self, "_last", _unchanged)
+                held.callback(setattr, self, "_summing", nullcontext)
             with (
                 Journal(self.folder, self.settings, self.state, unit, self.console, self.keeper) as journal,
                 self.keeper,
@@ -296,9 +300,8 @@ class Trainer:
             state.memory = horizon.memory
             scored += horizon.scored
             told += torch.stack([horizon.loss * horizon.scored, horizon.auxiliary / len(parts)])
-            for parameter in state.model.parameters():
-                if parameter.grad is None:
-                    # Whether anything reached it may depend on the text, which is another one on another rank.
+            if settings.coasting_steps and not horizon.scored:
+                for parameter in state.model.parameters():
                     parameter.grad = torch.zeros_like(parameter)
             gradients = [each.grad for each in state.model.parameters() if each.grad is not None]
             norm = total_norm(gradients)
