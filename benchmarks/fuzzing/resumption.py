@@ -31,7 +31,6 @@ from remanence.files import sha256_file, write_json
 from remanence.models import config_class
 from remanence.training import Trainer
 from remanence.training import checkpoint as checkpoints
-from remanence.training.interrupts import Interrupts
 from remanence.training.journal import Journal
 from remanence.training.parts import read_page
 from remanence.training.shares import share_metadata, share_name
@@ -146,7 +145,7 @@ def read_resumable(folder: Path, architecture: str, protocol: str) -> None:
     with Journal(trainer.folder, trainer.settings, state, unit, QUIET, trainer.keeper) as journal:
         journal.began(trainer.recipe, "text", True, elsewhere)
         # Numbers that are not finite are told as such, after the step.
-        trainer._step(journal, Interrupts(False))
+        trainer._step(journal)
         json.dumps(state.description())
         str(state.distances)
         trainer.keeper._about()

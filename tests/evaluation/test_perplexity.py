@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -217,6 +217,9 @@ class Every(Measurement):
 
     def add(self, seen: Seen) -> None:
         self.seen.append(seen)
+
+    def join(self, parts: Sequence[Every]) -> None:
+        self.seen = [each for part in parts for each in part.seen]
 
     def result(self) -> None:
         return None

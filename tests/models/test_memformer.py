@@ -161,7 +161,7 @@ class Masks:
         # What leaves the decoder is dropped out in this library, and not in the reference.
         self.queue = iter([*(self.stored[f"dropout/{site}"][step] for site in self.sites), torch.ones(())])
 
-    def __call__(self, values: Tensor, rate: float, training: bool = True) -> Tensor:
+    def __call__(self, values: Tensor, rate: float, training: bool = True, lanes: bool = True) -> Tensor:
         return values * next(self.queue)
 
 
