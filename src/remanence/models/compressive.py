@@ -14,7 +14,6 @@ that hold both, E evicted rows, G = E / c groups, H heads, K head width, D width
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -360,7 +359,7 @@ class CompressiveTransformer(TransformerXL):
         window = memory.compressed_length + memory.length
         return visible_keys(memory.valid, memory.opened, new, self.config.same_length, window)
 
-    def _tables(self, memory: Any, num_keys: int, keep: bool, like: Tensor) -> Sequence[Tensor]:
+    def _tables(self, memory: Any, num_keys: int, keep: bool, like: Tensor) -> Any:
         return super()._tables(memory, num_keys + self._beyond(memory), keep, like)
 
     def _table_rows(self, memory: Any, num_keys: int) -> int:
@@ -378,7 +377,7 @@ class CompressiveTransformer(TransformerXL):
         keys: Tensor,
         values: Tensor,
         visible: Tensor | None,
-        tables: Sequence[Tensor],
+        tables: Any,
         memory: Any,
         with_weights: bool,
     ) -> Read:

@@ -6,7 +6,6 @@ Shapes: B lanes, T tokens of this call, M slots, S = M + tokens of the segment s
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -143,10 +142,11 @@ def joined(earlier: Tensor, rows: Tensor, room: int | None) -> Tensor:
     return append(earlier, rows, 2, room)
 
 
-class Projected(Sequence[Tensor]):
+class Projected:
     """A table of codes as each layer projects it, (P, H, K), made when the layer asks for it.
 
     So a layer's weights are used in one place, which is where they are gathered when they lie in shares.
+    No `Sequence` by its type: whoever checks the types of elements would project for that.
     """
 
     def __init__(self, layers: Any, codes: Float[Tensor, "P D"]) -> None:

@@ -6,7 +6,6 @@ al. 2017, section 3.5) instead of relative positions are an option.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -55,7 +54,5 @@ class Transformer(TransformerXL):
         places = torch.arange(opened, opened + embedded.shape[1], device=embedded.device)
         return embedded + self._codes(places, embedded.dtype)
 
-    def _positions(
-        self, number: int, num_keys: int, tables: Sequence[Tensor], hold: Distances | None
-    ) -> dict[str, Any]:
+    def _positions(self, number: int, num_keys: int, tables: Any, hold: Distances | None) -> dict[str, Any]:
         return super()._positions(number, num_keys, tables, hold) if self.config.position == "relative" else {}

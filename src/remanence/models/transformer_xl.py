@@ -10,7 +10,6 @@ Source: Dai et al., "Transformer-XL: Attentive Language Models beyond a Fixed-Le
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -254,7 +253,7 @@ class TransformerXL(RelativeModel):
         keys: Tensor,
         values: Tensor,
         visible: Tensor | None,
-        tables: Sequence[Tensor],
+        tables: Any,
         memory: Any,
         with_weights: bool,
     ) -> Read:
@@ -274,7 +273,7 @@ class TransformerXL(RelativeModel):
         """What the first layer is given; `opened` tokens of the segment came before."""
         return embedded
 
-    def _tables(self, memory: Any, num_keys: int, keep: bool, like: Tensor) -> Sequence[Tensor]:
+    def _tables(self, memory: Any, num_keys: int, keep: bool, like: Tensor) -> Any:
         """Projected distances of each layer for at least `num_keys` keys; those of the open segment where they do."""
         if self.config.position != "relative":
             return ()
@@ -293,9 +292,7 @@ class TransformerXL(RelativeModel):
         # What is kept will be read by single tokens, but in evaluation by segments.
         return tuple(map(laid_out, tables)) if keep or like.shape[1] == 1 else tuple(tables)
 
-    def _positions(
-        self, number: int, num_keys: int, tables: Sequence[Tensor], hold: Distances | None
-    ) -> dict[str, Any]:
+    def _positions(self, number: int, num_keys: int, tables: Any, hold: Distances | None) -> dict[str, Any]:
         """The positional arguments of attention in one layer."""
         content, position = self.biases.of(number)
         if self.config.position == "learned":
