@@ -6,6 +6,7 @@ Shapes: B lanes, T tokens of this call, M slots, S = M + tokens of the segment s
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -155,8 +156,11 @@ class Projected:
     def __len__(self) -> int:
         return len(self.layers)
 
-    def __getitem__(self, number: Any) -> Any:
+    def __getitem__(self, number: int) -> Any:
         return self.layers[number].project_positions(self.codes)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[number] for number in range(len(self)))
 
 
 def laid_out(table: Float[Tensor, "P H K"]) -> Float[Tensor, "P H K"]:
